@@ -1,0 +1,1 @@
+"Data sets: drawn, downloaded, or the reader's own."

@@ -44,8 +44,9 @@ def _check_ids(target, num_classes):
     wrong = ((target < 0) | (target >= num_classes)) & (target != VOID)
     # Looked at before the loss: inside it, an id out of range kills a CUDA process for good.
     if wrong.any():
-        raise ValueError(f"target has id {target[wrong][0].item()}, but scores have num_classes = {num_classes}: expected "
-                         f"0 to {num_classes - 1}, or {VOID} for void. Map unknown ids to {VOID}, or widen the network.")
+        raise ValueError(f"target has id {target[wrong][0].item()}, but scores have num_classes = {num_classes}: "
+                         f"expected ids 0 to {num_classes - 1}, or {VOID} for void. "
+                         f"Map unknown ids to {VOID}, or widen the network.")
     return target
 
 
@@ -128,8 +129,8 @@ def dense_cross_entropy(
     Raises: ValueError for shapes that differ.
     """
     if scores.ndim != 4 or scores.shape != probabilities.shape:
-        raise ValueError("scores and probabilities must both be (n, classes, h, w); "
-                         f"got {tuple(scores.shape)} and {tuple(probabilities.shape)}. For class ids use cross_entropy.")
+        raise ValueError(f"scores and probabilities must both be (n, classes, h, w); got {tuple(scores.shape)} "
+                         f"and {tuple(probabilities.shape)}. For class ids use cross_entropy.")
     losses = -(probabilities * _full(scores).log_softmax(1)).sum(1)  # n, h, w
     weight = torch.ones_like(losses) if weight is None else weight.to(losses.dtype)
     if weight.shape != losses.shape:

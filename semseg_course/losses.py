@@ -21,7 +21,7 @@ def spatial_softmax(
     """Class probabilities at every pixel: exp(score) divided by its sum over the classes."""
     return torch.softmax(scores, dim=1)
 
-# %% ../nbs/05_pixel_losses.ipynb #c2faadab
+# %% ../nbs/05_pixel_losses.ipynb #2991c1b7
 def _check_shapes(scores, target):
     if scores.ndim != 4 or not scores.is_floating_point():
         raise ValueError(f"scores must be floating point (n, classes, h, w); got {scores.dtype} {tuple(scores.shape)}.")
@@ -36,7 +36,7 @@ def _check_shapes(scores, target):
     if len(target) != n:
         raise ValueError(f"scores and target must have one batch size; got {n} and {len(target)}.")
 
-
+# %% ../nbs/05_pixel_losses.ipynb #cb4c5186
 def _check_ids(target, num_classes):
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise ValueError(f"target must be whole numbers, int64 class ids; got {target.dtype}. Use target.long().")
@@ -49,7 +49,7 @@ def _check_ids(target, num_classes):
                          f"Map unknown ids to {VOID}, or widen the network.")
     return target
 
-
+# %% ../nbs/05_pixel_losses.ipynb #3e6924e5
 def _check_weights(class_weights, scores):
     if class_weights is None:
         return None
@@ -61,7 +61,7 @@ def _check_weights(class_weights, scores):
                          "Give a class that never occurs the weight 0.")
     return weights
 
-
+# %% ../nbs/05_pixel_losses.ipynb #6c450b09
 def _full(scores):
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 

@@ -34,7 +34,8 @@ def needed(extras: tuple[str, ...] = ("nbs", "dev")) -> dict:
         found[name] = package
         for line in package.requires or []:
             child = Requirement(line)
-            if not child.marker or any(child.marker.evaluate({"extra": extra}) for extra in asked): waiting.append(child)
+            wanted = not child.marker or any(child.marker.evaluate({"extra": extra}) for extra in asked)
+            if wanted: waiting.append(child)
     return {name: package for name, package in sorted(found.items()) if name not in ("semseg-course", "pip")}
 
 

@@ -122,7 +122,7 @@ exercises = {
                "These are scores: the softmax over the classes is missing.": _flips_scores_out}),
     "blend": Exercise(
         title="Blending",
-        question="`tiles` are rows of numbers, `starts` their first pixels. Return the row of `length` pixels in which each is "
+        question="`tiles` are rows of numbers, `starts` their first pixels. Return the row of `length` pixels, each "
                  "the weighted mean of all tiles that cover it; a tile of 5 has the weights 1, 2, 3, 2, 1.",
         hint="Sum weight times value and sum the weights, then divide.",
         solution=blend,

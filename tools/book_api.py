@@ -65,9 +65,9 @@ def function_markdown(node: ast.FunctionDef, comments: dict, level: int, owner: 
     signature = f"{node.name}({_signature(node.args)}){returned}"
     rows = parameter_rows(node.args, comments)
     comment = comments.get(node.returns.lineno, "") if node.returns else ""
-    if comment and _cell(comment) not in "".join(rows):
-        rows.append(f"| *returns* | {_code(node.returns)} | | {_cell(comment)} |")
-    table = "\n".join(["| parameter | type | default | meaning |", "|---|---|---|---|", *rows]) if rows else ""
+    if comment and all(_cell(comment) != row[3] for row in rows):
+        rows.append(("*returns*", _code(node.returns), "", _cell(comment)))
+    table = _columns("parameter", rows)
     return f"{'#' * level} {name}\n\n```python\n{signature}\n```\n\n{docstring(node)}\n\n{table}".rstrip()
 
 
@@ -75,14 +75,22 @@ def class_markdown(node: ast.ClassDef, comments: dict) -> str:
     "A class: fields when it is a dataclass, else its `__init__`; then its public methods."
     parts = [f"### {node.name}\n\n{docstring(node)}"]
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-    rows = [f"| `{n.target.id}` | `{_cell(ast.unparse(n.annotation))}` | {_default(n.value)} | "
-            f"{_cell(comments.get(n.lineno, ''))} |" for n in fields if not n.target.id.startswith("_")]
-    if rows: parts.append("\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows]))
+    rows = [(f"`{n.target.id}`", _code(n.annotation), _code(n.value), _cell(comments.get(n.lineno, "")))
+            for n in fields if not n.target.id.startswith("_")]
+    if rows: parts.append(_columns("field", rows))
     for method in node.body:
         if not isinstance(method, ast.FunctionDef): continue
         if method.name == "__init__" or (not method.name.startswith("_") and ast.get_docstring(method)):
             parts.append(function_markdown(method, comments, 4, node.name))
     return "\n\n".join(parts)
+
+
+def _columns(first: str, rows: list[tuple]) -> str:
+    "A table of (name, type, default, meaning) rows without the columns that would be empty."
+    head = (first, "type", "default", "meaning")
+    kept = [i for i in range(4) if any(row[i] for row in rows)]
+    lines = [[head[i] for i in kept], ["---"] * len(kept), *([row[i] for i in kept] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
 
 
 def _arguments(args: ast.arguments) -> list[tuple]:
@@ -104,17 +112,14 @@ def _signature(args: ast.arguments) -> str:
     return ", ".join(parts)
 
 
-def parameter_rows(args: ast.arguments, comments: dict) -> list[str]:
+def parameter_rows(args: ast.arguments, comments: dict) -> list[tuple]:
     "One table row a parameter: its name, type, default, and the comment behind it."
-    return [f"| `{arg.arg}` | {_code(arg.annotation)} | {_default(default)} | {_cell(comments.get(arg.lineno, ''))} |"
+    return [(f"`{arg.arg}`", _code(arg.annotation), _code(default), _cell(comments.get(arg.lineno, "")))
             for arg, default in _arguments(args)]
 
 
 def _code(node) -> str:
     return f"`{_cell(ast.unparse(node))}`" if node is not None else ""
-
-
-_default = _code
 
 
 def _cell(text: str) -> str:

@@ -84,6 +84,14 @@ def merged(notebook):
     return notebook
 
 
+def without_doubled_words(notebook):
+    "`notebook` with `Exercise @exr-x` as `@exr-x`: the reference brings its word along."
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\b(?:Exercise|Figure|Table|Equation)\s+(?=@(?:exr|fig|tbl|eq)-)", "", cell.source)
+    return notebook
+
+
 def folded(notebook):
     "`notebook` with its cells that only import folded away under the word Imports."
     for cell in notebook.cells:
@@ -146,7 +154,8 @@ def collect(runs: Path, root: Path = ROOT, only: list[str] | None = None) -> Boo
         page, name = file.rsplit(".", 1)[0], file.rsplit(".", 1)[0].removeprefix("nbs/")
         if not file.endswith(".ipynb") or (only is not None and name not in only): continue
         if not (runs / f"{name}.ipynb").is_file(): book.missing.append(name); continue
-        book.notebooks[page] = folded(merged(nbformat.read(runs / f"{name}.ipynb", 4)))
+        executed = merged(nbformat.read(runs / f"{name}.ipynb", 4))
+        book.notebooks[page] = without_doubled_words(folded(executed))
         book.banners[page] = banner(page, name, summary, root)
     book.texts = {"index": front_page(book), "references": (root / "references.qmd").read_text(encoding="utf-8"),
                   "api": book_api.api_markdown(root / "semseg_course", modules(root)),
@@ -176,9 +185,10 @@ def front_page(book: Book) -> str:
         if page not in book.notebooks or "/solutions/" in page: continue
         if part != last: lines += ["", f"### {part}", ""]
         title, question = book_pages.opening(first_cell(book.notebooks[page]))
-        lines.append(f"- [**{title}**]({file}): {question}")
+        lines.append(f"- [**{title}**]({file}) {question}")
         last = part
-    return (book.root / "index.qmd").read_text(encoding="utf-8").replace("<!-- chapters -->", "\n".join(lines))
+    return (book.root / "index.qmd").read_text(encoding="utf-8").replace(
+        "<!-- chapters -->", "\n".join(["::: {.contents}", *lines, ":::"]))
 
 
 # Our own pages

@@ -28,10 +28,15 @@ def module_markdown(source: str, module: str, page: str, title: str) -> str:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name in public: parts.append(function_markdown(node, comments, 3))
         elif isinstance(node, ast.ClassDef) and node.name in public: parts.append(class_markdown(node, comments))
-        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in public:
-            comment = comments.get(node.end_lineno, "")
-            parts.append(f"### {node.targets[0].id}\n\n{comment.capitalize() + '.' if comment else ''}")
+        elif isinstance(node, ast.Assign) and (names := [n for n in names_of(node) if n in public]):
+            comment = comments.get(node.end_lineno, "").rstrip(".")
+            parts += [f"### {name}\n\n{comment[:1].upper() + comment[1:] + '.' if comment else ''}" for name in names]
     return "\n\n".join(parts)
+
+
+def names_of(node: ast.Assign) -> list[str]:
+    "What an assignment names, one by one: `SKY, ROAD = 0, 3` names two."
+    return [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
 
 
 def exported(tree: ast.Module) -> set[str]:
@@ -156,7 +161,7 @@ def circumstances(data: dict) -> str:
 def tables(figures: dict) -> str:
     "Plain values as one table, a dictionary of values or a list of rows as a table of its own."
     plain = {k: v for k, v in figures.items() if not isinstance(v, (dict, list))}
-    parts = [_table(["figure", "value"], [[k, v] for k, v in plain.items()])] if plain else []
+    parts = [_table(["figure", "value"], [[_words(k), v] for k, v in plain.items()])] if plain else []
     for name, value in figures.items():
         if isinstance(value, dict): parts.append(f"**{_words(name)}**\n\n{_dictionary(value)}")
         elif isinstance(value, list) and value: parts.append(f"**{_words(name)}**\n\n{_rows(value)}")
@@ -167,7 +172,7 @@ def _dictionary(value: dict) -> str:
     if value and all(isinstance(v, dict) for v in value.values()):
         columns = list(dict.fromkeys(k for v in value.values() for k in v))
         return _table(["", *columns], [[name, *(row.get(c) for c in columns)] for name, row in value.items()])
-    return _table(["figure", "value"], [[k, v] for k, v in value.items()])
+    return _table(["figure", "value"], [[_words(k), v] for k, v in value.items()])
 
 
 def _rows(value: list) -> str:

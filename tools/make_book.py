@@ -57,7 +57,8 @@ def contents(root: Path = ROOT) -> list[tuple[str, str]]:
     for item in book["chapters"]:
         if isinstance(item, str): found.append(("", item))
         else: found += [(item["part"], file) for file in item["chapters"]]
-    return found + [("Solutions" if "/solutions/" in file else "Reference", file) for file in book.get("appendices", [])]
+    appendices = book.get("appendices", [])
+    return found + [("Solutions" if "/solutions/" in file else "Reference", file) for file in appendices]
 
 
 def fresh(name: str, runs: Path, root: Path = ROOT) -> bool:

@@ -15,7 +15,8 @@ def badges() -> str:
     address = make_book.repository()
     book = "https://{1}.github.io/{2}".format(*address.rsplit("/", 2))
     runs = f"{address}/actions/workflows"
-    shown = (("Tests", "test", f"{runs}/test.yml"), ("Book", "book", book), ("Chapters on Colab", "colab", f"{runs}/colab.yml"))
+    shown = (("Tests", "test", f"{runs}/test.yml"), ("Book", "book", book),
+             ("Chapters on Colab", "colab", f"{runs}/colab.yml"))
     return "\n".join(f"[![{text}]({runs}/{name}.yml/badge.svg)]({target})" for text, name, target in shown)
 
 
@@ -23,15 +24,16 @@ def chapter_map() -> str:
     "Chapter, notebook, module and papers, a row each."
     bibliography = refs.read_bibliography(make_book.ROOT / "references.bib")
     by_page: dict[str, list[str]] = {}
-    for module, (page, _) in make_book.modules(make_book.ROOT).items(): by_page.setdefault(page, []).append(f"`{module}`")
+    for module, (page, _) in make_book.modules(make_book.ROOT).items():
+        by_page.setdefault(page, []).append(f"`{module}`")
     rows = ["| chapter | notebook | module | papers |", "|---|---|---|---|"]
     for path in sorted((make_book.ROOT / "nbs").glob("*.ipynb")):
         opening = nbformat.read(path, 4).cells[0].source
         keys = [key for _, key in refs.CITATION.findall(opening) if key in bibliography]
-        papers = "; ".join(f"{bibliography[key].short} {bibliography[key].fields['year']}" for key in dict.fromkeys(keys))
+        papers = "; ".join(f"{e.short} {e.fields['year']}" for e in map(bibliography.get, dict.fromkeys(keys)))
         page = f"nbs/{path.stem}"
-        rows.append(f"| [{book_pages.opening(opening)[0]}]({make_book.colab_address(page)}) | [{path.stem}]({page}.ipynb) "
-                    f"| {', '.join(by_page.get(page, []))} | {papers} |")
+        title, modules = book_pages.opening(opening)[0], ", ".join(by_page.get(page, []))
+        rows.append(f"| [{title}]({make_book.colab_address(page)}) | [{path.stem}]({page}.ipynb) | {modules} | {papers} |")
     return "\n".join(rows)
 
 

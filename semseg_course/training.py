@@ -176,10 +176,10 @@ class Run:
         return state["epoch"]
 
     def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, record: dict):
-        "Add the record of one epoch; keep network and optimiser, and the network again when its mIoU is the best so far."
+        "Add the record of one epoch; keep network and optimiser, and the best network so far a second time."
         self.history.append(record)
-        better = record.get("miou", 0.0) >= self.best
-        if better: self.best = record.get("miou", 0.0)
+        better = record["miou"] >= self.best if "miou" in record else self.best < 0  # the newest until one has a score
+        if better and "miou" in record: self.best = record["miou"]
         if not (self.folder and self.main): return
         about = dict(epoch=record["epoch"], miou=self.best)
         if better: save_tensors(self.folder / "best.safetensors", network.state_dict(), about)
@@ -277,6 +277,7 @@ def fit(
     mixed_precision: str = "no",  # "no", "fp16" or "bf16"
     frozen_norm: bool = False,  # batch norms keep to their running means
     workers: int = 0,  # processes that load data
+    validate_every: int = 1,  # epochs from one validation to the next; the last epoch is always validated
     run: str | Path | None = None,  # folder for checkpoints, log and TensorBoard
     resume: bool = False,  # go on with what `run` holds
     progress: bool | None = None,  # progress bar; None shows it on a terminal
@@ -302,7 +303,8 @@ def fit(
     try:
         for epoch in range(done, epochs):
             record = _epoch(epoch, wrapped, steps, training_set, accelerator, rates, loss, workers, settings, bar, state)
-            if validation is not None: record |= _validate(network, validation, training_set.size, accelerator, loss)
+            due = (epoch + 1) % validate_every == 0 or epoch + 1 == epochs
+            if validation is not None and due: record |= _validate(network, validation, training_set.size, accelerator, loss)
             state.save(network, steps, record)
             if state.board(): write_board(state.board(), record, network, validation, training_set.size)
             if on_epoch: on_epoch(record, network)
@@ -370,7 +372,8 @@ def load_weights(
     """
     path = Path(source)
     if path.is_dir(): path = path / "best.safetensors"
-    if not path.is_file(): raise FileNotFoundError(f"no weights at {path}. Give a safetensors file or the folder of a run.")
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}. Give a safetensors file or the folder of a run.")
     tensors, about = load_tensors(path)
     load_into(network, tensors, path)
     return about

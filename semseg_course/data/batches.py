@@ -35,7 +35,7 @@ def to_input(
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be uint8 (h, w, 3); got {image.dtype} {image.shape}. "
                          "Convert with Image.convert('RGB').")
-    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+    x = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
     return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 

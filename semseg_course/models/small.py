@@ -90,7 +90,7 @@ class SmallNet(nn.Module):
         num_classes: int,
         width: float = 1.0,  # channels as a multiple of 24, 48, 96 and 128
         skip: str = "add",  # "none", "add" or "gate"
-        blocks: tuple[int, int, int, int] = (0, 1, 2, 2),  # residual blocks of each stage
+        blocks: tuple[int, int, int, int] = (1, 2, 3, 3),  # residual blocks of each stage
     ):
         super().__init__()
         if skip not in SKIPS: raise ValueError(f"skip must be one of {', '.join(SKIPS)}; got {skip!r}.")

@@ -10,7 +10,7 @@ from ..exercises import Exercise
 
 # %% ../../nbs/solutions/05d_checkpoints.ipynb #5c2352f3
 def newest(names):
-    "The name with the highest epoch among names like 'epoch_12', None when there is none; '.tmp' marks unfinished ones."
+    "The name with the highest epoch among names like 'epoch_12', None without one; '.tmp' marks unfinished ones."
     whole = [name for name in names if name.startswith("epoch_") and not name.endswith(".tmp")]
     return max(whole, key=lambda name: int(name.removeprefix("epoch_")), default=None)
 
@@ -57,8 +57,8 @@ def _megabytes_binary(parameters):
 exercises = {
     "newest": Exercise(
         title="The newest checkpoint",
-        question="Find the checkpoint to resume from. Names look like `epoch_12`; `epoch_13.tmp` was being written when "
-                 "the machine stopped; other files may lie beside them.",
+        question="Find the checkpoint to resume from. Names look like `epoch_12`; `epoch_13.tmp` was being written "
+                 "when the machine stopped; other files may lie beside them.",
         hint="`max` takes a `key` and a `default`.",
         solution=newest,
         tries=[(["epoch_1", "epoch_2"],), (["epoch_9", "epoch_10", "log.jsonl"],), (["epoch_1", "epoch_2.tmp"],),

@@ -1,0 +1,148 @@
+"The command line as a user calls it: in processes of its own, with exit codes and messages."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from semseg_course.cli import app
+from semseg_course.data.labels import CAMVID, VOID
+from semseg_course.data.toy_streets import ToyStreets
+
+TINY = "train --scenes 24 --size 32x48 --epochs 2 --width 0.2 --batch-size 8 --workers 0 --learning-rate 0.01".split()
+
+
+def call(*arguments, code=0):
+    outcome = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert outcome.exit_code == code, outcome.output
+    return outcome.output
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "toy"
+    call(*TINY, "--run", folder)
+    return folder
+
+
+@pytest.fixture
+def scene(tmp_path):
+    image, label = ToyStreets((64, 96), 1, 5)[0]
+    Image.fromarray(image).save(tmp_path / "scene.png")
+    return tmp_path / "scene.png"
+
+
+def test_a_run_keeps_what_it_needs(run):
+    assert {"settings.json", "log.jsonl", "best.safetensors", "checkpoints", "tensorboard"} <= {p.name for p in run.iterdir()}
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["options"]["size"] == [32, 48] and settings["classes"]["names"] == list(CAMVID.names)
+    assert settings["versions"]["torch"] and settings["hardware"]["processor"]
+    assert [json.loads(line)["epoch"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_validate_prints_every_class(run):
+    output = call("validate", run)
+    assert all(name in output for name in CAMVID.names) and "mean IoU" in output
+
+
+def test_test_writes_json_and_markdown_without_void(run, tmp_path):
+    call("test", run, "--out", tmp_path)
+    scores = json.loads((tmp_path / "test.json").read_text())
+    assert set(scores["iou"]) == set(CAMVID.names) and scores["images"] == 2
+    known = sum((ToyStreets((32, 48), 2, 2)[i][1] != VOID).sum() for i in range(2))
+    assert np.array(scores["matrix"]).sum() == known
+    assert "| Sky |" in (tmp_path / "test.md").read_text()
+
+
+@pytest.mark.parametrize("extra", [(), ("--flip",), ("--tile", "32x48", "--overlap", "8"), ("--probabilities",)])
+def test_predict_writes_masks_and_overlays(run, scene, tmp_path, extra):
+    call("predict", run, scene, "--out", tmp_path / "out", *extra)
+    mask = Image.open(tmp_path / "out/masks/scene.png")
+    assert mask.mode == "P" and mask.size == (96, 64) and np.asarray(mask).max() < len(CAMVID)
+    assert (tmp_path / "out/overlays/scene.jpg").is_file()
+    assert (tmp_path / "out/probabilities").exists() == ("--probabilities" in extra)
+
+
+def test_own_folder_from_training_to_prediction(tmp_path):
+    for split, count in (("train", 10), ("val", 3)):
+        for kind in ("images", "labels"): (tmp_path / "data" / split / kind).mkdir(parents=True)
+        for i in range(count):
+            image, label = ToyStreets((32, 48), count, 7)[i]
+            Image.fromarray(image).save(tmp_path / "data" / split / "images" / f"{i}.png")
+            Image.fromarray(np.where(label == VOID, VOID, label // 6)).save(tmp_path / "data" / split / "labels" / f"{i}.png")
+    table = dict(names=["first", "second"], palette=[[0, 0, 0], [255, 0, 0]])
+    (tmp_path / "data/classes.json").write_text(json.dumps(table))
+    line = ["train", "--data", "folder", "--root", tmp_path / "data", "--size", "32x48", "--epochs", 1, "--width", 0.2,
+            "--workers", 0, "--batch-size", 5, "--class-weights", "median"]
+    call(*line, "--run", tmp_path / "run")
+    assert "first" in call("validate", tmp_path / "run")
+    (tmp_path / "data/classes.json").write_text(json.dumps(dict(names=["first"], palette=[[0, 0, 0]])))
+    assert "stray ids" in call(*line, "--run", tmp_path / "run2", code=2)
+
+
+@pytest.mark.parametrize("line, words", [
+    ("train --size 240", "HEIGHTxWIDTH"), ("train --scale 2,1", "LOW <= HIGH"), ("train --epochs 0", "--epochs"),
+    ("train --epochs many", "valid integer"), ("train --data moon", "toy"), ("train --model enormous", "there are: small"),
+    ("train --data camvid --root nowhere", "holds no CamVid split 'train'"), ("train --schedule cosine", "one_cycle"),
+    ("train --data folder --root nowhere", "classes.json is missing"), ("train --mixed-precision half", "bf16"),
+    ("train --scenes 4 --batch-size 8", "batch_size must be 1 to 4"), ("validate nowhere", "settings.json is missing"),
+    ("predict nowhere image.png", "settings.json is missing"), ("train --resume nowhere", "settings.json is missing"),
+    ("train --resume nowhere --epochs 3", "leave out: epochs"), ("chapters --profile smok", "there are: smoke, colab, paper"),
+    ("chapters no_such_chapter", "there are: 00_how_to_run"), ("chapters 02_metrics --parameter sede=1", "there are: "),
+    ("chapters 02_metrics --parameter seed", "NAME=VALUE"), ("prepare moon", "camvid")])
+def test_wrong_values_exit_with_words_and_no_traceback(line, words, tmp_path, monkeypatch):
+    outcome = CliRunner().invoke(app, line.split() + (["--run", str(tmp_path / "r")] if line.startswith("train") and
+                                                      "resume" not in line else []))
+    assert outcome.exit_code == 2 and "Traceback" not in outcome.output
+    assert words in " ".join(outcome.output.split())
+
+
+def test_an_existing_run_is_not_overwritten(run):
+    assert f"--resume {run}" in " ".join(call(*TINY, "--run", run, code=2).split())
+
+
+@pytest.mark.parametrize("command", ["train", "validate", "test", "predict", "prepare", "chapters"])
+def test_help_explains_every_option(command):
+    output = call(command, "--help")
+    for line in output.splitlines():
+        if line.strip().startswith("--"): assert len(line.split(None, 1)) == 2, line
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_resumed_run_is_the_same(tmp_path):
+    line = [str(Path(sys.executable).parent / "semseg-course"), *TINY[:6], "8", *TINY[7:], "--run", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    deadline = time.time() + 120
+    while time.time() < deadline and not (tmp_path / "run/log.jsonl").exists(): time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 130 and f"--resume {tmp_path / 'run'}" in errors and "Traceback" not in errors
+    done = len((tmp_path / "run/log.jsonl").read_text().splitlines())
+    assert 1 <= done < 8
+    subprocess.run([line[0], "train", "--resume", str(tmp_path / "run")], check=True, env=environment, capture_output=True)
+    line[-1] = str(tmp_path / "whole")
+    subprocess.run(line, check=True, env=environment, capture_output=True)
+    logs = [[json.loads(record) for record in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("run", "whole")]
+    assert [r["loss"] for r in logs[0]] == [r["loss"] for r in logs[1]] and len(logs[0]) == 8
+
+
+def test_two_processes_by_the_command_line(tmp_path):
+    program = str(Path(sys.executable).parent / "semseg-course")
+    for processes, name in ((1, "one"), (2, "two")):
+        line = [program, *TINY, "--frozen-norm", "--processes", str(processes), "--run", str(tmp_path / name)]
+        done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    losses = [[json.loads(r)["loss"] for r in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    assert np.allclose(*losses, rtol=1e-4)
+
+
+def test_bare_command_shows_help():
+    outcome = CliRunner().invoke(app, [])
+    assert "train" in outcome.output and "predict" in outcome.output

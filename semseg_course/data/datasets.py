@@ -6,8 +6,8 @@ Docs: https://semseg-course.github.io/semseg_course/datasets.html.md"""
 
 # %% auto #0
 __all__ = ['SPLITS', 'STRAY', 'find_camvid', 'mini_camvid', 'read_image', 'id_table', 'read_label', 'colours_to_ids',
-           'convert_colour_labels', 'pair_files', 'pair_size', 'LabelledImages', 'CamVid', 'ImageLabelFolder',
-           'check_dataset']
+           'convert_colour_labels', 'pair_files', 'pair_size', 'LabelledImages', 'CamVid', 'camvid_splits',
+           'ImageLabelFolder', 'check_dataset']
 
 # %% ../../nbs/04_datasets.ipynb #a73279e2
 import os
@@ -310,6 +310,13 @@ class CamVid(LabelledImages):
             f"and {split}/labels. Fetch CamVid: semseg-course prepare camvid --root {root}")
         super().__init__(*pair_files(*folders, _listed(folders[0], split)), CAMVID, void=11)
 
+# %% ../../nbs/04_datasets.ipynb #eb20bcd2
+def camvid_splits(
+    root: str | Path,  # as for CamVid
+) -> dict[str, CamVid]:
+    "The splits of CamVid that are there, by name; empty where there is none."
+    return {split: CamVid(root, split) for split in SPLITS if _split_folders(Path(root), split)}
+
 # %% ../../nbs/04_datasets.ipynb #c0b8ba5f
 class ImageLabelFolder(LabelledImages):
     """Your own images and labels: two folders whose files pair by stem.
@@ -342,5 +349,5 @@ def check_dataset(
     ids = np.flatnonzero(counts)
     if (ids != VOID).sum() < 2:
         raise ValueError(f"The labels hold too few classes to learn from; expected two or more beside void ({VOID}), "
-                         f"got the ids {ids.tolist()}. A mask of 0 and 255 must be divided by 255 first.")
+                         f"got the ids {ids.tolist()}. A mask of 0 and 255 must be divided by 255 chosen.")
     return len(dataset)

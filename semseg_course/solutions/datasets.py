@@ -55,8 +55,8 @@ def _first_dot(images, labels):
 exercises = {
     "void": Exercise(
         title="Void by name",
-        question="A file stores void as the id `void` (11 in CamVid, 0 elsewhere). Return the `(h, w)` label with these "
-                 "pixels at 255 and all others as they are, as `uint8`.",
+        question="A file stores void as the id `void` (11 in CamVid, 0 elsewhere). Return the `(h, w)` label with "
+                 "these pixels at 255 and all others as they are, as `uint8`.",
         hint="`np.where(condition, a, b)` chooses pixel by pixel.",
         solution=void_to_255,
         tries=[(np.array([[0, 11], [3, 11]], np.uint8), 11), (np.array([[0, 1], [2, 0]], np.uint8), 0),

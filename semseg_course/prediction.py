@@ -119,15 +119,14 @@ def _check_sizes(tile, overlap, multiple):
 def _tiled(run, image, tile, overlap):
     h, w = image.shape[-2:]
     th, tw = min(tile[0], h), min(tile[1], w)
-    weights, total = tile_trust(th, tw, overlap), 0
+    trust, total, weight = tile_trust(th, tw, overlap), None, torch.zeros(h, w)
     for top in tile_starts(h, th, min(overlap, th - 1)):
         for left in tile_starts(w, tw, min(overlap, tw - 1)):
             here = (..., slice(top, top + th), slice(left, left + tw))
             part = run(image[here])[0].cpu()
-            if isinstance(total, int):
-                total, weight = torch.zeros(len(part), h, w), torch.zeros(h, w)
-            total[here] += weights * part
-            weight[here] += weights
+            total = torch.zeros(len(part), h, w) if total is None else total
+            total[here] += trust * part
+            weight[here] += trust
     return total.div_(weight)
 
 # %% ../nbs/92_prediction.ipynb #dfde878c

@@ -273,7 +273,7 @@ def _crown(dice, width, height, trunk, cone):
         x, y = width * (0.5 + (u - 0.5) * spread), trunk + 0.5 + v * (height - trunk - 1.1)
         level = min(3, int(v * 2.2 + dice.uniform(0, 1.8)))
         radius = dice.uniform(0.4, 0.75) * (0.6 if cone else width / 4.5)
-        blobs.append((f"leaf{level}", disc(x, y, radius, dice.uniform(0.3, 0.6))))
+        blobs.append((f"leaf{level}", disc(x, y, radius, dice.uniform(0.35, 0.65) * height / 7)))
     return _rustle(dice, draw(width, height, blobs, 32))
 
 

@@ -12,10 +12,11 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from semseg_course.data import toy_streets
+from semseg_course.data import painting, toy_streets
 from semseg_course.data.labels import CAMVID, VOID
 from semseg_course.data.sprites import Dice, bodies, cyclists, draw, facade, fences, furniture, hedge, people, trees
-from semseg_course.data.toy_streets import BICYCLIST, CAR, FAR, PEDESTRIAN, POLE, SKY, ToyStreets
+from semseg_course.data.painting import BICYCLIST, CAR, FAR, PEDESTRIAN, POLE, SKY
+from semseg_course.data.toy_streets import ToyStreets
 
 KNOWN = {  # (size, seed, difficulty, scene): SHA-256 of image, label, depth and instances
     ((96, 128), 0, 0.5, 0): "6c3bdf240d31e2f34b91564880d3c030839801b1c97f8e9077254565ec86033a",
@@ -175,15 +176,15 @@ def test_depth_and_instances_agree_with_the_label():
 def test_ground_depth_grows_towards_the_horizon():
     depth, label = ToyStreets((96, 128), 5).scene(2)[2:0:-1]
     for column in range(10, 128, 13):
-        rows = np.flatnonzero(label[:, column] == toy_streets.ROAD)
+        rows = np.flatnonzero(label[:, column] == painting.ROAD)
         assert (np.diff(depth[rows, column]) <= 0).all()
 
 
 def test_sprites_name_their_parts():
     sprites = [*people(), *cyclists(), *fences(), hedge(), *(facade(i) for i in range(16)), *furniture()["plates"]]
     sprites += [tree for kind in trees().values() for tree in kind] + [s for body in bodies().values() for s in body[:4]]
-    known = set(toy_streets.PLAIN) | {f"leaf{i}" for i in range(4)} | set(toy_streets.dressed(Dice(0)))
-    known |= {"body", "wall", "course", "cornice", "board", "plank", "plank_dark", "plank_light"} | set(toy_streets.SHINING)
+    known = set(painting.PLAIN) | {f"leaf{i}" for i in range(4)} | set(toy_streets.dressed(Dice(0)))
+    known |= {"body", "wall", "course", "cornice", "board", "plank", "plank_dark", "plank_light"} | set(painting.SHINING)
     for sprite in sprites:
         assert sprite.parts.dtype == np.uint8 and 0 < sprite.parts.max() <= len(sprite.roles)
         assert set(sprite.roles) <= known

@@ -210,7 +210,7 @@ def _side(length, h, waist, back, front):
         ("shade", box(0, waist - 0.1, length - 0.2, waist - 0.07)), ("rear", box(0, waist - 0.26, 0.12, waist - 0.04)),
         ("front", box(length - 0.16, waist - 0.36, length, waist - 0.18)), *wheels])
 
-
+# %% ../../nbs/02b_sprites.ipynb #8380661e
 def _body(width, height, length, waist, inset, back, front):
     return Body(_rear(width, height, waist, inset), _nose(width, waist), _cabin(width, height, waist, inset),
                 _side(length, height, waist, back, front), length)
@@ -285,7 +285,7 @@ def _rustle(dice, sprite, leaf=3, reach=6):
     frayed, bark = sprite.parts[rows, cols], sprite.roles.index("bark") + 1
     return sprite._replace(parts=np.where((sprite.parts == bark) | (frayed == bark), sprite.parts, frayed))
 
-
+# %% ../../nbs/02b_sprites.ipynb #3f52ed70
 TWIGS = ((0.17, 1.7), (0.1, 1.25), (0.07, 0.9), (0.05, 0.7), (0.04, 0.5))  # thickness and length, level by level
 
 
@@ -377,7 +377,7 @@ def facade(
     for left in range(0, 320, 3 * bay): _ground_floor(parts[300 - floor:, left:left + 3 * bay], dice, bay)
     return Sprite(parts, FACADE, 32.0, 30.0)
 
-
+# %% ../../nbs/02b_sprites.ipynb #6b13f7fb
 def _window(view, dice):
     h, w = view.shape
     if h < 6: return

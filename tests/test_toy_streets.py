@@ -14,8 +14,8 @@ import pytest
 
 from semseg_course.data import painting, toy_streets
 from semseg_course.data.labels import CAMVID, VOID
-from semseg_course.data.sprites import Dice, bodies, cyclists, draw, facade, fences, furniture, hedge, people, trees
 from semseg_course.data.painting import BICYCLIST, CAR, FAR, PEDESTRIAN, POLE, SKY
+from semseg_course.data.sprites import Dice, bodies, cyclists, draw, facade, fences, furniture, hedge, people, trees
 from semseg_course.data.toy_streets import ToyStreets
 
 KNOWN = {  # (size, seed, difficulty, scene): SHA-256 of image, label, depth and instances

@@ -24,7 +24,7 @@ def uniform(
 
 def _uniform_unscaled(word, low, high): return (word >> 11) * 2.0**-53
 def _uniform_added(word, low, high): return low + high * ((word >> 11) * 2.0**-53)
-def _uniform_rounded(word, low, high): return low + (high - low) * (word / 2.0**64)
+def _uniform_too_small(word, low, high): return low + (high - low) * ((word >> 11) * 2.0**-64)
 
 # %% ../../nbs/solutions/02b_sprites.ipynb #e735afd0
 def inside_limb(
@@ -82,7 +82,7 @@ exercises = {
         tries=[(0, 0.0, 1.0), (2**63, 10.0, 20.0), (2**64 - 1, 0.0, 1.0), (3 * 2**62, -1.0, 1.0)],
         wrong={"The range is missing: stretch the number to `high - low` and add `low`.": _uniform_unscaled,
                "The upper end is `low + high`: stretch by `high - low`.": _uniform_added,
-               "The largest word gives exactly `high`: take the upper 53 bits before dividing.": _uniform_rounded}),
+               "After the shift 53 bits are left: divide by 2**53, not by 2**64.": _uniform_too_small}),
     "limb": Exercise(
         title="A stick with round ends",
         question=("Write `inside_limb(point, start, stop, thickness)`: true when the point is at most half "

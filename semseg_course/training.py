@@ -6,14 +6,15 @@ Docs: https://semseg-course.github.io/semseg_course/training.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'constant', 'poly', 'one_cycle', 'parameter_groups', 'train_step', 'set_training', 'prepare_norms',
-           'image_scores', 'evaluate', 'Run', 'write_board', 'filter_sheet', 'fit', 'load_weights']
+           'image_scores', 'evaluate', 'Run', 'write_board', 'filter_sheet', 'train_epoch', 'fit', 'load_weights']
 
 # %% ../nbs/06_training.ipynb #1c6bf3ef
-import contextlib
 import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .checkpoints import (
     last_checkpoint, load_checkpoint, load_into, load_tensors, save_checkpoint, save_tensors)
@@ -77,7 +78,7 @@ def train_step(
     sums = torch.zeros(2, device=accelerator.device)
     for number, (image, target) in enumerate(batches, 1):
         last = number == len(batches)
-        with contextlib.nullcontext() if last else accelerator.no_sync(network):
+        with nullcontext() if last else accelerator.no_sync(network):
             total, weight = loss(network(image), target)
             accelerator.backward(total / nominal)
         sums += torch.stack([total.detach().float(), weight.float()])
@@ -160,8 +161,9 @@ def _scores(matrix: np.ndarray, loss: float) -> dict:
 class Run:
     "The folder of one training run: settings, log, checkpoints, pictures. Without a folder it keeps the history only."
 
-    def __init__(self, folder: str | Path | None, settings: dict, main: bool = True):
+    def __init__(self, folder: str | Path | None, settings: dict, main: bool = True, scaler=None):
         self.folder, self.settings, self.main = Path(folder) if folder else None, settings, main
+        self.scaler = scaler  # of the gradients, for fp16
         self.history, self.best, self._board = [], -1.0, None
 
     def resume(self, network: nn.Module, optimizer: torch.optim.Optimizer, allowed: bool) -> int:
@@ -173,6 +175,7 @@ class Run:
         _compare_settings(self.folder, state["settings"], self.settings)
         load_checkpoint(path, network, optimizer)
         self.history, self.best = state["history"], state["best"]
+        if self.scaler: self.scaler.load_state_dict(state["scaler"])
         return state["epoch"]
 
     def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, record: dict):
@@ -183,7 +186,8 @@ class Run:
         if not (self.folder and self.main): return
         about = dict(epoch=record["epoch"], miou=self.best)
         if better: save_tensors(self.folder / "best.safetensors", network.state_dict(), about)
-        state = dict(epoch=record["epoch"], best=self.best, history=self.history, settings=self.settings)
+        state = dict(epoch=record["epoch"], best=self.best, history=self.history, settings=self.settings,
+                     scaler=self.scaler.state_dict() if self.scaler else None)
         save_checkpoint(self.folder / "checkpoints", network, optimizer, state)
         part = self.folder / "log.tmp"
         part.write_text("".join(json.dumps(r) + "\n" for r in self.history), encoding="utf-8")
@@ -260,20 +264,52 @@ def _groups_of(batches, count: int):
         group.append(batch)
         if len(group) == count: yield group; group = []
 
+
+def _checked(settings: dict, batches: int) -> dict:
+    "The settings of a run, when they can work."
+    if settings["schedule"] not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {settings['schedule']!r}.")
+    for name in ("epochs", "accumulate", "validate_every"):
+        if settings[name] < 1: raise ValueError(f"{name} must be at least 1; got {settings[name]}.")
+    if settings["accumulate"] > batches:
+        raise ValueError(f"accumulate must be at most {batches}, the batches of an epoch; got {settings['accumulate']}.")
+    return settings
+
 # %% ../nbs/06_training.ipynb #5c5dcd42
+def train_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches,  # image (n, 3, h, w) and target (n, h, w), with a length
+    rate: Callable[[float], float],  # share of the epoch, 0 to 1 -> learning rate
+    accelerator: Accelerator,
+    loss: Callable = cross_entropy_terms,  # scores, target -> (total, weight)
+    accumulate: int = 1,  # batches of a step
+    tick: Callable[[list[float]], None] = lambda losses: None,  # told the losses so far after each step
+) -> list[float]:  # the loss of each step
+    "Train on every batch once."
+    count, device, losses = len(batches) // accumulate, accelerator.device, []
+    for step, group in enumerate(_groups_of(batches, accumulate)):
+        for parameters in optimizer.param_groups: parameters["lr"] = rate(step / count)
+        group = [(image.to(device, memory_format=torch.channels_last, non_blocking=True),
+                  target.to(device, non_blocking=True)) for image, target in group]
+        losses.append(train_step(network, optimizer, group, accelerator, loss))
+        tick(losses)
+    return losses
+
+# %% ../nbs/06_training.ipynb #d673c6e7
 def fit(
     network: nn.Module,
     training_set: TrainingSet,
     validation=None,  # pairs of image and label with .classes; None leaves validation out
     *,
     epochs: int,
-    batch_size: int = 8,  # images a part of a step, over all processes
+    batch_size: int = 8,  # images a batch, over all processes
     learning_rate: float = 3e-3,  # the highest of the schedule
     schedule: str = "one_cycle",  # a name in SCHEDULES
     optimizer: Callable = torch.optim.AdamW,  # parameter groups, lr -> optimiser
     weight_decay: float = 0.01,  # on kernels only
     loss: Callable = cross_entropy_terms,  # scores, target -> (total, weight)
-    accumulate: int = 1,  # parts of a step
+    accumulate: int = 1,  # batches of a step
     mixed_precision: str = "no",  # "no", "fp16" or "bf16"
     frozen_norm: bool = False,  # batch norms keep to their running means
     workers: int = 0,  # processes that load data
@@ -283,81 +319,67 @@ def fit(
     progress: bool | None = None,  # progress bar; None shows it on a terminal
     on_epoch: Callable | None = None,  # called with the record and the network after each epoch
 ) -> list[dict]:  # one record an epoch
-    """Train `network` on `training_set`, validate after every epoch, keep the last and the best weights in `run`.
+    """Train `network` on `training_set`, validate, keep the last and the best weights in `run`.
 
     Units: loss in nats a pixel, scores from 0 to 1, seconds.
     Raises: ValueError for settings that cannot work, or that differ from those of the run to resume.
     """
     accelerator = _accelerator(mixed_precision)
-    settings = dict(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule,
-                    weight_decay=weight_decay, accumulate=accumulate, mixed_precision=mixed_precision,
-                    frozen_norm=frozen_norm, seed=training_set.seed, images=len(training_set))
-    rates = _rates(settings)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = partial(training_batches, training_set, batch_size, workers=workers, rank=rank, world=world)
+    settings = _checked(dict(
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, weight_decay=weight_decay,
+        accumulate=accumulate, mixed_precision=mixed_precision, frozen_norm=frozen_norm, seed=training_set.seed,
+        validate_every=validate_every, images=len(training_set)), len(batches(0)))
     network = prepare_norms(network, frozen_norm, accelerator).to(accelerator.device, memory_format=torch.channels_last)
     steps = optimizer(parameter_groups(network, weight_decay), lr=learning_rate)
-    state = Run(run, settings, accelerator.is_main_process)
+    state = Run(run, settings, rank == 0, accelerator.scaler)
     done = state.resume(network, steps, resume)
     wrapped, steps = accelerator.prepare(network, steps)
-    bar = tqdm(total=epochs * len(training_set), initial=done * len(training_set), unit="image", smoothing=0.05,
-               disable=_hidden(progress, accelerator))
-    try:
+    with closing(state), _bar(settings, done, progress, rank) as bar:
         for epoch in range(done, epochs):
-            record = _epoch(epoch, wrapped, steps, training_set, accelerator, rates, loss, workers, settings, bar, state)
-            due = (epoch + 1) % validate_every == 0 or epoch + 1 == epochs
-            if validation is not None and due: record |= _validate(network, validation, training_set.size, accelerator, loss)
+            torch.manual_seed(hash((training_set.seed, epoch, rank)) % 2**31)
+            set_training(network, frozen_norm)
+            rate = lambda share: learning_rate * SCHEDULES[schedule]((epoch + share) / epochs)
+            started = time.perf_counter()
+            losses = train_epoch(wrapped, steps, batches(epoch), rate, accelerator, loss, accumulate,
+                                 partial(_tick, bar, state, epoch))
+            record = _record(epoch, losses, time.perf_counter() - started, settings, steps)
+            if validation is not None and ((epoch + 1) % validate_every == 0 or epoch + 1 == epochs):
+                record |= _validated(wrapped, validation, training_set.size, accelerator, loss)
             state.save(network, steps, record)
             if state.board(): write_board(state.board(), record, network, validation, training_set.size)
             if on_epoch: on_epoch(record, network)
             accelerator.wait_for_everyone()
-    finally:
-        bar.close()
-        state.close()
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes the autocast off the network again
     return state.history
 
 
-def _hidden(progress: bool | None, accelerator: Accelerator) -> bool | None:
-    if not accelerator.is_main_process: return True
-    return None if progress is None else not progress
+def _bar(settings: dict, done: int, progress: bool | None, rank: int) -> tqdm:
+    "One bar over all images of the run, on a terminal and in the first process only."
+    hidden = True if rank else None if progress is None else not progress
+    images = settings["images"] // settings["batch_size"] // settings["accumulate"] * _images_a_step(settings)
+    return tqdm(total=settings["epochs"] * images, initial=done * images, unit="image", smoothing=0.05, disable=hidden)
 
 
-def _rates(settings: dict) -> Callable:
-    "The learning rate of a step as a function of the progress."
-    if settings["schedule"] not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {settings['schedule']!r}.")
-    for name in ("epochs", "accumulate"):
-        if settings[name] < 1: raise ValueError(f"{name} must be at least 1; got {settings[name]}.")
-    schedule = SCHEDULES[settings["schedule"]]
-    return lambda progress: settings["learning_rate"] * schedule(progress)
+def _images_a_step(settings: dict) -> int:
+    return settings["batch_size"] * settings["accumulate"]
 
 
-def _epoch(epoch, network, optimizer, training_set, accelerator, rates, loss, workers, settings, bar, state) -> dict:
-    "Train on every image once; return the record of the epoch."
-    torch.manual_seed(hash((training_set.seed, epoch, accelerator.process_index)) % 2**31)
-    set_training(network, settings["frozen_norm"])
-    batches = training_batches(training_set, settings["batch_size"], epoch, workers,
-                               accelerator.process_index, accelerator.num_processes)
-    count, started, losses = len(batches) // settings["accumulate"], time.perf_counter(), []
-    if not count:
-        raise ValueError(f"accumulate must be at most {len(batches)}, the batches of an epoch; "
-                         f"got {settings['accumulate']}.")
-    for step, group in enumerate(_groups_of(batches, settings["accumulate"])):
-        rate = rates((epoch + step / count) / settings["epochs"])
-        for parameters in optimizer.param_groups: parameters["lr"] = rate
-        group = [(image.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True),
-                  target.to(accelerator.device, non_blocking=True)) for image, target in group]
-        losses.append(train_step(network, optimizer, group, accelerator, loss))
-        bar.update(settings["batch_size"] * settings["accumulate"])
-        last = state.history[-1].get("miou", 0.0) if state.history else 0.0
-        bar.set_postfix(epoch=f"{epoch + 1}/{settings['epochs']}", loss=f"{np.mean(losses):.3f}", miou=f"{last:.3f}",
-                        refresh=False)
-    bar.update((epoch + 1) * len(training_set) - bar.n)  # the images of the incomplete batch
-    seconds = time.perf_counter() - started
-    images = count * settings["accumulate"] * settings["batch_size"]
-    return dict(epoch=epoch + 1, loss=float(np.mean(losses)), learning_rate=rate, seconds=round(seconds, 3),
-                images_per_second=round(images / seconds, 2))
+def _tick(bar: tqdm, state: Run, epoch: int, losses: list[float]):
+    known = [record["miou"] for record in state.history if "miou" in record]
+    bar.set_postfix(epoch=f"{epoch + 1}/{state.settings['epochs']}", loss=f"{np.mean(losses):.3f}",
+                    miou=f"{known[-1]:.3f}" if known else "-", refresh=False)
+    bar.update(_images_a_step(state.settings))
 
 
-def _validate(network, dataset, size, accelerator, loss) -> dict:
+def _record(epoch: int, losses: list[float], seconds: float, settings: dict, optimizer) -> dict:
+    images = len(losses) * _images_a_step(settings)
+    return dict(epoch=epoch + 1, loss=float(np.mean(losses)), learning_rate=optimizer.param_groups[0]["lr"],
+                seconds=round(seconds, 3), images_per_second=round(images / seconds, 2))
+
+
+def _validated(network, dataset, size, accelerator, loss) -> dict:
     scores = evaluate(network, dataset, size, accelerator, loss)
     return dict(val_loss=scores["loss"], **{k: scores[k] for k in ("miou", "pixel_accuracy", "mean_accuracy", "iou")})
 

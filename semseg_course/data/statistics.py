@@ -69,7 +69,7 @@ def median_frequency_weights(
     frequency = statistics.frequency
     return np.nan_to_num(np.nanmedian(frequency) / frequency, nan=0.0)
 
-
+# %% ../../nbs/04b_statistics.ipynb #e85e1b7d
 def enet_weights(
     statistics: ClassStatistics,  # of the training split
     offset: float = 1.02,  # keeps the largest weight at 1 / ln(offset)
@@ -91,7 +91,7 @@ def write_statistics(
     Path(path).write_text(text, encoding="utf-8")
     return Path(path)
 
-
+# %% ../../nbs/04b_statistics.ipynb #47e7842a
 def read_statistics(
     path: str | Path | None = None,  # a file of `write_statistics`; None reads CamVid's, shipped with the package
 ) -> dict[str, ClassStatistics]:
@@ -115,7 +115,7 @@ def _bars(axes, splits: dict[str, ClassStatistics], classes: ClassTable) -> None
         axes[0].barh(y, 100 * statistics.share, **style)
         axes[1].barh(y, 100 * np.array(statistics.images) / statistics.count, **style)
 
-
+# %% ../../nbs/04b_statistics.ipynb #163d3149
 def plot_statistics(
     splits: dict[str, ClassStatistics],  # one for each split
     classes: ClassTable = CAMVID,  # names and colours

@@ -119,8 +119,8 @@ def _stray_fault(path: Path, stored: np.ndarray, table: np.ndarray) -> str:
     strays = [i for i in np.flatnonzero(counts) if table[i] == STRAY]
     ids = f"ids 0 to {(table < STRAY).nonzero()[0].max()} or void ({_some((table == VOID).nonzero()[0])})"
     cure = "Add the missing class to the class table, or pass void= if it is the void id."
-    if counts[strays].sum() < 0.01 * stored.size:
-        cure = "So few pixels look like JPEG or bilinear damage: make the label again, as PNG, resized by nearest."
+    if len(strays) > 2 or counts[strays].sum() < 0.01 * stored.size:
+        cure = "Many ids or few pixels look like JPEG or bilinear damage: make the label again, as PNG, resized by nearest."
     return f"{path} has stray ids; expected {ids}, got {_some(f'{i} ({counts[i]} pixels)' for i in strays)}. {cure}"
 
 # %% ../../nbs/04_datasets.ipynb #4bffbb65
@@ -349,5 +349,5 @@ def check_dataset(
     ids = np.flatnonzero(counts)
     if (ids != VOID).sum() < 2:
         raise ValueError(f"The labels hold too few classes to learn from; expected two or more beside void ({VOID}), "
-                         f"got the ids {ids.tolist()}. A mask of 0 and 255 must be divided by 255 chosen.")
+                         f"got the ids {ids.tolist()}. A mask of 0 and 255 must be divided by 255 first.")
     return len(dataset)

@@ -142,6 +142,11 @@ def test_injected_values_move_into_the_parameters_cell():
     assert FIRST[4].source.endswith("400  # steps"), "the notebook that was read is left alone"
 
 
+def test_the_cells_that_papermill_adds_to_a_failed_chapter_are_gone():
+    cells = [new_markdown_cell("An Exception was encountered", metadata={"tags": ["papermill-error-cell-tag"]}), *FIRST]
+    assert make_book.merged(new_notebook(cells=cells)).cells[0].source == FIRST[0].source
+
+
 def test_values_replace_values_of_any_shape():
     source = "a: int = 1  # one\nb: tuple = (\n    1,\n    2,\n)  # two\nc = 'x'  # three"
     expected = "a: int = 1  # one\nb: tuple = (3, 4)  # two\nc = 'y'  # three"
@@ -252,6 +257,8 @@ def writer():
     ("@long2015fcn", ">Long et al.</a> (2015)"),
     ("$$y$$ {#eq-a}", '<span class="equation-number" id="eq-a">(3.1)</span>'),
     ("**bold** and $a_b$", "<msub>"),
+    ("$\\ln k$", '<mi>ln</mi><mspace width="0.17em"/><mi>k</mi>'),
+    ("$\\log_2 k$", "<msub><mi>log</mi><mn>2</mn></msub>"),
     ("## Title `x` {#sec-t .unnumbered}", '<h2 id="sec-t">Title <code>x</code></h2>'),
     ("::: {.callout-note}\nHere.\n:::", '<aside class="callout note"><p class="callout-title">Note</p>'),
     ('::: {.callout-tip collapse="true" title="Hint"}\nHere.\n:::', '<details class="callout tip"><summary>Hint</summary>'),

@@ -137,7 +137,7 @@ def results_markdown(folder: Path) -> str:
     "Every measured figure under results/, one section a file."
     files = sorted(folder.glob("*.json"))
     parts = ["# Results {#sec-results}\n\n> What did we measure, on what, and how can you measure it again?\n\n"
-             "Each table comes from one file under `results/`, which the command above it wrote."]
+             "Each table comes from one file under `results/`, which the command above the table wrote."]
     if not files: parts.append("Nothing has been measured yet.")
     for path in files:
         data = json.loads(path.read_text(encoding="utf-8"))

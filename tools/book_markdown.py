@@ -19,6 +19,8 @@ from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
 ATTRIBUTES = re.compile(r"\s*\{([#.][^{}]*|[\w-]+=[^{}]*)\}\s*$")
+NAMED = re.compile(r"(<m(?:sub|sup|subsup|under|over|underover)>)?<mi>(?:ln|log|exp|max|min|sin|cos|tan|arg|det|dim)</mi>"
+                   r"(?=<m(?:i|n|s|frac|sub|sup|row)\b)")
 CALLOUTS = {"tip": "Hint", "note": "Note", "warning": "Warning", "important": "Important", "caution": "Caution"}
 
 
@@ -48,9 +50,14 @@ def code_html(source: str, language: str = "python") -> str:
 
 def formula(source: str, display: bool) -> str:
     "A formula as MathML, which browsers draw by themselves."
-    try: drawn = mathml(source, display="block" if display else "inline")
+    try: drawn = NAMED.sub(_spaced, mathml(source, display="block" if display else "inline"))
     except Exception: return f'<code class="formula-source">{html.escape(source)}</code>'
     return f'<span class="display-math">{drawn}</span>' if display else drawn
+
+
+def _spaced(match) -> str:
+    "A thin space behind ln, max, ..., but not where the name is the base of an index."
+    return match[0] if match[1] else f'{match[0]}<mspace width="0.17em"/>'
 
 
 def split_divs(lines: list[str]) -> list:

@@ -7,6 +7,7 @@ import html
 import json
 import re
 import shutil
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,4 +173,10 @@ def _picture(page: Page, name: str, data: str, alt: str, output: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     if name.endswith(".svg"): (folder / name).write_text(data, encoding="utf-8")
     else: (folder / name).write_bytes(base64.b64decode(data))
-    return f'<img src="{Path(page.name).name}_files/{name}" alt="{html.escape(alt, quote=True)}" loading="lazy">'
+    size = _png_size(data) if name.endswith(".png") else ""  # known before it is loaded, so that nothing jumps
+    return f'<img src="{Path(page.name).name}_files/{name}" alt="{html.escape(alt, quote=True)}" loading="lazy"{size}>'
+
+
+def _png_size(data: str) -> str:
+    width, height = struct.unpack(">II", base64.b64decode(data[:64])[16:24])
+    return f' width="{width}" height="{height}"'

@@ -74,8 +74,9 @@ def fresh(name: str, runs: Path, root: Path = ROOT) -> bool:
 # Executed copies
 
 def merged(notebook):
-    "A copy in which the values that papermill injected stand in the parameters cell, and its own cell is gone."
+    "A copy in which the values that papermill injected stand in the parameters cell, and its own cells are gone."
     notebook = copy.deepcopy(notebook)
+    notebook.cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
     tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
     if (injected := tagged.get("injected-parameters")) is None: return notebook
     values = {node.targets[0].id: ast.unparse(node.value) for node in ast.parse(injected.source).body

@@ -147,7 +147,7 @@ def class_weights(
     weights = torch.tensor(weighting(statistics)).float() ** power
     return weights / weights[weights > 0].mean()
 
-
+# %% ../nbs/95_command_line.ipynb #d44e7944
 def run_training(options: dict) -> list[dict]:
     "Train as the options of the command say; return one record an epoch."
     import torch
@@ -172,7 +172,7 @@ def run_training(options: dict) -> list[dict]:
     return fit(network, training_set, val, optimizer=optimizer, loss=loss, run=options["run"], resume=resume,
                **{name: options[name] for name in same})
 
-# %% ../nbs/95_command_line.ipynb #df9cf964
+# %% ../nbs/95_command_line.ipynb #e594356b
 def _plain_options(context: typer.Context) -> dict:
     "All options of a command, ready for JSON."
     plain = lambda v: v.value if isinstance(v, Enum) else str(v) if isinstance(v, Path) else v
@@ -184,6 +184,30 @@ def _given(context: typer.Context) -> list[str]:
     return [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
 
 
+def _new_run(context: typer.Context) -> dict:
+    options = _plain_options(context)
+    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options['data']}-{options['model']}"
+    options["run"] = options["run"] or str(Path("runs") / name)
+    if (Path(options["run"]) / "settings.json").exists():
+        raise ValueError(f"--run {options['run']} exists. Go on with --resume {options['run']}, or give another.")
+    return options
+
+
+def _resumed(context: typer.Context, run: Path) -> dict:
+    others = [name for name in _given(context) if name not in ("resume", "processes", "workers")]
+    if others:
+        raise ValueError(f"--resume takes its settings from {run}/settings.json; leave out: {', '.join(others)}.")
+    kept, _ = read_settings(run)
+    return kept | dict(run=str(run)) | ({"workers": context.params["workers"]} if "workers" in _given(context) else {})
+
+
+def _report(history: list[dict], options: dict) -> int:
+    best = max((record for record in history if "miou" in record), key=lambda record: record["miou"])
+    typer.echo(f"Best validation mIoU {best['miou']:.4f} in epoch {best['epoch']} of {len(history)}")
+    typer.echo(f"All in {options['run']}")
+    return 0
+
+# %% ../nbs/95_command_line.ipynb #2b80ecd9
 def _pixels(help: str):
     return typer.Option(parser=parse_size, metavar="HxW", help=f"{help} Pixels.")
 
@@ -229,31 +253,7 @@ def train(
         raise typer.Exit(130) from None
     raise typer.Exit(code)
 
-
-def _new_run(context: typer.Context) -> dict:
-    options = _plain_options(context)
-    name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options['data']}-{options['model']}"
-    options["run"] = options["run"] or str(Path("runs") / name)
-    if (Path(options["run"]) / "settings.json").exists():
-        raise ValueError(f"--run {options['run']} exists. Go on with --resume {options['run']}, or give another.")
-    return options
-
-
-def _resumed(context: typer.Context, run: Path) -> dict:
-    others = [name for name in _given(context) if name not in ("resume", "processes", "workers")]
-    if others:
-        raise ValueError(f"--resume takes its settings from {run}/settings.json; leave out: {', '.join(others)}.")
-    kept, _ = read_settings(run)
-    return kept | dict(run=str(run)) | ({"workers": context.params["workers"]} if "workers" in _given(context) else {})
-
-
-def _report(history: list[dict], options: dict) -> int:
-    best = max((record for record in history if "miou" in record), key=lambda record: record["miou"])
-    typer.echo(f"Best validation mIoU {best['miou']:.4f} in epoch {best['epoch']} of {len(history)}")
-    typer.echo(f"All in {options['run']}")
-    return 0
-
-
+# %% ../nbs/95_command_line.ipynb #765c41e4
 @app.command(hidden=True)
 @_plainly
 def worker(options: Path):
@@ -333,7 +333,7 @@ def test(
     typer.echo(score_table(scores, classes))
     typer.echo(f"Written: {folder / split.value}.json and .md")
 
-
+# %% ../nbs/95_command_line.ipynb #deec0a28
 @app.command()
 @_plainly
 def predict(
@@ -352,18 +352,20 @@ def predict(
     masks = predict_folder(network, classes, images, out, probabilities, tile=tile, overlap=overlap, flip=flip)
     typer.echo(f"{len(masks)} images labelled; look into {out}")
 
-# %% ../nbs/95_command_line.ipynb #deec0a28
+# %% ../nbs/95_command_line.ipynb #48779359
 @app.command()
 @_plainly
 def prepare(
     name: Annotated[str, typer.Argument(help="A data set: camvid.")],
     root: Annotated[Path, typer.Option(help="Folder it lies in, or is fetched into.")] = Path("data/camvid"),
+    out: Annotated[Optional[Path], typer.Option(help="Folder for statistics; ROOT/about if not given.")] = None,
+    url: Annotated[Optional[str], typer.Option(help="Another address of the archive; file:// works, too.")] = None,
 ):
     "Fetch a data set where it is missing, check every file and write its statistics."
     from semseg_course.data.download import prepare as prepare_data
-    typer.echo(json.dumps(prepare_data(name, root), indent=1, default=str))
+    typer.echo(json.dumps(prepare_data(name, root, out, url), indent=1, default=str))
 
-
+# %% ../nbs/95_command_line.ipynb #e5cdaa53
 @app.command()
 @_plainly
 def chapters(

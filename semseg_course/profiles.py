@@ -101,8 +101,8 @@ def _execute(source: str, target: str, parameters: dict, cwd: str, sender):
     from papermill.exceptions import PapermillExecutionError
     started, error = time.time(), None
     try:
-        papermill.execute_notebook(source, target, parameters=parameters, cwd=cwd, log_output=False,
-                                   progress_bar=sys.stderr.isatty())
+        papermill.execute_notebook(source, target, parameters=parameters, cwd=cwd,
+                                   progress_bar=sys.stderr.isatty(), extra_arguments=["--IPKernelApp.log_level=40"])
     except PapermillExecutionError as failure:
         error = dict(cell=failure.source, error=f"{failure.ename}: {failure.evalue}")
     except Exception as failure:

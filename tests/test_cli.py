@@ -25,6 +25,10 @@ def call(*arguments, code=0):
     return outcome.output
 
 
+def records(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "toy"
@@ -40,7 +44,8 @@ def scene(tmp_path):
 
 
 def test_a_run_keeps_what_it_needs(run):
-    assert {"settings.json", "log.jsonl", "best.safetensors", "checkpoints", "tensorboard"} <= {p.name for p in run.iterdir()}
+    expected = {"settings.json", "log.jsonl", "best.safetensors", "checkpoints", "tensorboard"}
+    assert expected <= {p.name for p in run.iterdir()}
     settings = json.loads((run / "settings.json").read_text())
     assert settings["options"]["size"] == [32, 48] and settings["classes"]["names"] == list(CAMVID.names)
     assert settings["versions"]["torch"] and settings["hardware"]["processor"]
@@ -76,7 +81,8 @@ def test_own_folder_from_training_to_prediction(tmp_path):
         for i in range(count):
             image, label = ToyStreets((32, 48), count, 7)[i]
             Image.fromarray(image).save(tmp_path / "data" / split / "images" / f"{i}.png")
-            Image.fromarray(np.where(label == VOID, VOID, label // 6)).save(tmp_path / "data" / split / "labels" / f"{i}.png")
+            halves = Image.fromarray(np.where(label == VOID, VOID, label // 6))
+            halves.save(tmp_path / "data" / split / "labels" / f"{i}.png")
     table = dict(names=["first", "second"], palette=[[0, 0, 0], [255, 0, 0]])
     (tmp_path / "data/classes.json").write_text(json.dumps(table))
     line = ["train", "--data", "folder", "--root", tmp_path / "data", "--size", "32x48", "--epochs", 1, "--width", 0.2,
@@ -89,12 +95,14 @@ def test_own_folder_from_training_to_prediction(tmp_path):
 
 @pytest.mark.parametrize("line, words", [
     ("train --size 240", "HEIGHTxWIDTH"), ("train --scale 2,1", "LOW <= HIGH"), ("train --epochs 0", "--epochs"),
-    ("train --epochs many", "valid integer"), ("train --data moon", "toy"), ("train --model enormous", "there are: small"),
+    ("train --epochs many", "valid integer"), ("train --data moon", "toy"),
+    ("train --model enormous", "there are: small"),
     ("train --data camvid --root nowhere", "holds no CamVid split 'train'"), ("train --schedule cosine", "one_cycle"),
     ("train --data folder --root nowhere", "classes.json is missing"), ("train --mixed-precision half", "bf16"),
     ("train --scenes 4 --batch-size 8", "batch_size must be 1 to 4"), ("validate nowhere", "settings.json is missing"),
     ("predict nowhere image.png", "settings.json is missing"), ("train --resume nowhere", "settings.json is missing"),
-    ("train --resume nowhere --epochs 3", "leave out: epochs"), ("chapters --profile smok", "there are: smoke, colab, paper"),
+    ("train --resume nowhere --epochs 3", "leave out: epochs"),
+    ("chapters --profile smok", "there are: smoke, colab, paper"),
     ("chapters no_such_chapter", "there are: 00_how_to_run"), ("chapters 02_metrics --parameter sede=1", "there are: "),
     ("chapters 02_metrics --parameter seed", "NAME=VALUE"), ("prepare moon", "camvid")])
 def test_wrong_values_exit_with_words_and_no_traceback(line, words, tmp_path, monkeypatch):
@@ -116,7 +124,8 @@ def test_help_explains_every_option(command):
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_resumed_run_is_the_same(tmp_path):
-    line = [str(Path(sys.executable).parent / "semseg-course"), *TINY[:6], "8", *TINY[7:], "--run", str(tmp_path / "run")]
+    program = str(Path(sys.executable).parent / "semseg-course")
+    line = [program, *TINY[:6], "8", *TINY[7:], "--run", str(tmp_path / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     deadline = time.time() + 120
@@ -126,10 +135,11 @@ def test_ctrl_c_says_how_to_go_on_and_the_resumed_run_is_the_same(tmp_path):
     assert child.returncode == 130 and f"--resume {tmp_path / 'run'}" in errors and "Traceback" not in errors
     done = len((tmp_path / "run/log.jsonl").read_text().splitlines())
     assert 1 <= done < 8
-    subprocess.run([line[0], "train", "--resume", str(tmp_path / "run")], check=True, env=environment, capture_output=True)
+    resume = [program, "train", "--resume", str(tmp_path / "run")]
+    subprocess.run(resume, check=True, env=environment, capture_output=True)
     line[-1] = str(tmp_path / "whole")
     subprocess.run(line, check=True, env=environment, capture_output=True)
-    logs = [[json.loads(record) for record in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("run", "whole")]
+    logs = [records(tmp_path / name) for name in ("run", "whole")]
     assert [r["loss"] for r in logs[0]] == [r["loss"] for r in logs[1]] and len(logs[0]) == 8
 
 
@@ -137,9 +147,10 @@ def test_two_processes_by_the_command_line(tmp_path):
     program = str(Path(sys.executable).parent / "semseg-course")
     for processes, name in ((1, "one"), (2, "two")):
         line = [program, *TINY, "--frozen-norm", "--processes", str(processes), "--run", str(tmp_path / name)]
-        done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
-    losses = [[json.loads(r)["loss"] for r in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("one", "two")]
     assert np.allclose(*losses, rtol=1e-4)
 
 

@@ -15,9 +15,11 @@ def course(tmp_path):
     (tmp_path / "settings.ini").write_text("[smoke]\nseed = 7\n[smoke.02_bad]\nsteps = 3\n[colab]\n")
     v4 = nbformat.v4
     for name, code in (("01_good", "print(seed)"), ("02_bad", "words = 'no'\nint(words)"), ("03_late", "1 + 1")):
-        parameters = v4.new_code_cell("seed: int = 0  # seed\nsteps: int = 1  # steps", metadata={"tags": ["parameters"]})
+        tags = {"tags": ["parameters"]}
+        parameters = v4.new_code_cell("seed: int = 0  # seed\nsteps: int = 1  # steps", metadata=tags)
         kernel = dict(kernelspec=dict(name="python3", display_name="Python 3", language="python"))
-        nbformat.write(v4.new_notebook(cells=[parameters, v4.new_code_cell(code)], metadata=kernel), tmp_path / f"nbs/{name}.ipynb")
+        notebook = v4.new_notebook(cells=[parameters, v4.new_code_cell(code)], metadata=kernel)
+        nbformat.write(notebook, tmp_path / f"nbs/{name}.ipynb")
     return tmp_path
 
 
@@ -25,9 +27,10 @@ def test_a_failing_chapter_is_shown_and_does_not_stop_the_others(course):
     said = []
     assert not run_chapters([], "smoke", course, say=said.append)
     text = "\n".join(said)
-    assert "02_bad" in text and "int(words)" in text and "ValueError: invalid literal" in text and "2 of 3 chapters ran" in text
+    for words in ("02_bad", "int(words)", "ValueError: invalid literal", "2 of 3 chapters ran"): assert words in text
     summary = json.loads((course / "_runs/smoke/summary.json").read_text())
-    assert {name: c["ok"] for name, c in summary["chapters"].items()} == {"01_good": True, "02_bad": False, "03_late": True}
+    ran = {name: record["ok"] for name, record in summary["chapters"].items()}
+    assert ran == {"01_good": True, "02_bad": False, "03_late": True}
     record = summary["chapters"]["01_good"]
     assert record["seconds"] > 0 and record["peak_memory_mib"] > 10 and record["versions"]["python"]
     executed = nbformat.read(course / "_runs/smoke/01_good.ipynb", 4)
@@ -39,7 +42,8 @@ def test_parameters_win_over_the_profile_and_unknown_ones_are_listed(course):
     assert chapter_parameters("02_bad", "smoke", course, steps=9)["steps"] == 9
     for arguments, words in ((("02_bad", "smok"), "there are: smoke, colab"), (("02_bat", "smoke"), "01_good, 02_bad")):
         with pytest.raises(ValueError, match=words): chapter_parameters(*arguments, course)
-    with pytest.raises(ValueError, match="there are: seed, steps"): chapter_parameters("02_bad", "smoke", course, step=1)
+    with pytest.raises(ValueError, match="there are: seed, steps"):
+        chapter_parameters("02_bad", "smoke", course, step=1)
 
 
 def test_nothing_runs_when_one_name_is_wrong(course):

@@ -19,8 +19,7 @@ from semseg_course.data.batches import TrainingSet, random_crop, random_look, re
 from semseg_course.data.labels import CAMVID, VOID
 from semseg_course.losses import cross_entropy, cross_entropy_terms
 from semseg_course.models.small import SKIPS, SmallNet
-from semseg_course.training import (
-    SCHEDULES, evaluate, fit, load_weights, parameter_groups, set_training, train_step)
+from semseg_course.training import SCHEDULES, evaluate, fit, load_weights, parameter_groups, set_training, train_step
 
 
 class Blocks:
@@ -44,7 +43,8 @@ def train(run=None, resume=False, epochs=2, batch_size=4, **settings):
     torch.manual_seed(0)
     network = SmallNet(11, width=0.25)
     training_set = TrainingSet(Blocks(12), crop=(24, 32), scale=(0.75, 1.5), look=0.2)
-    return network, fit(network, training_set, Blocks(3), epochs=epochs, batch_size=batch_size, run=run, resume=resume, **settings)
+    settings = dict(epochs=epochs, batch_size=batch_size, run=run, resume=resume) | settings
+    return network, fit(network, training_set, Blocks(3), **settings)
 
 
 def test_learns():
@@ -164,8 +164,8 @@ def test_two_processes_give_what_one_gives(tmp_path):
     for processes in (1, 2):
         out = tmp_path / f"{processes}.json"
         program.write_text(PROCESS.format(tests=str(Path(__file__).parent), out=str(out)))
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(program)]
-        done = subprocess.run(launch, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        done = subprocess.run([*launch, str(program)], env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
                               capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(json.loads(out.read_text()))

@@ -51,13 +51,13 @@ def box(x0, y0, x1, y1):
     "An upright rectangle."
     return lambda x, y: (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
 
-
+# %% ../../nbs/02b_sprites.ipynb #4babc568
 def disc(cx, cy, rx, ry=None):
     "An ellipse around (cx, cy); a circle with one radius."
     ry = ry or rx
     return lambda x, y: (x - cx) / rx * ((x - cx) / rx) + (y - cy) / ry * ((y - cy) / ry) <= 1
 
-
+# %% ../../nbs/02b_sprites.ipynb #679d6eb8
 def limb(x0, y0, x1, y1, thickness):
     "A stick from (x0, y0) to (x1, y1) with round ends."
     dx, dy = x1 - x0, y1 - y0
@@ -68,7 +68,7 @@ def limb(x0, y0, x1, y1, thickness):
         return across * across + up * up <= thickness * thickness / 4
     return inside
 
-
+# %% ../../nbs/02b_sprites.ipynb #0308546e
 def polygon(*corners):
     "A convex polygon, corners counter-clockwise: inside is left of every edge."
     def inside(x, y):
@@ -94,7 +94,7 @@ class Sprite(NamedTuple):
         "The same, larger or smaller in metres."
         return self._replace(width=self.width * by, height=self.height * by)
 
-
+# %% ../../nbs/02b_sprites.ipynb #b697e01c
 def draw(
     width: float,  # metres
     height: float,  # metres
@@ -110,7 +110,7 @@ def draw(
         np.copyto(parts, np.uint8(roles.index(role) + 1 if role else 0), where=inside(x, y))
     return Sprite(parts, roles, width, height)
 
-# %% ../../nbs/02b_sprites.ipynb #b697e01c
+# %% ../../nbs/02b_sprites.ipynb #1fc0206b
 def _person(left, right, arm):
     return draw(0.9, 1.8, [
         ("legs", limb(0.42, 0.85, 0.45 + left, 0.08, 0.17)), ("legs", limb(0.48, 0.85, 0.45 + right, 0.08, 0.17)),
@@ -120,22 +120,24 @@ def _person(left, right, arm):
         ("skin", disc(0.45 + arm, 0.87, 0.06)), ("skin", limb(0.45, 1.45, 0.45, 1.55, 0.12)),
         ("hair", disc(0.45, 1.65, 0.135, 0.15)), ("skin", disc(0.47, 1.61, 0.105, 0.12))])
 
-
+# %% ../../nbs/02b_sprites.ipynb #8380661e
 def _with_bag(person):
     bag = draw(0.9, 1.8, [("bag", box(0.12, 0.55, 0.36, 0.85)), ("bag", limb(0.24, 0.85, 0.3, 1.0, 0.03))])
     parts = np.where(bag.parts > 0, np.uint8(len(person.roles) + 1), person.parts)
     return person._replace(parts=parts, roles=person.roles + ("bag",))
 
-
+# %% ../../nbs/02b_sprites.ipynb #ee5b3aba
 @lru_cache(None)
 def people() -> tuple:
     "People on foot."
     walks = [_person(-0.22, 0.2, 0.3), _person(-0.08, 0.1, 0.26), _person(-0.14, 0.16, 0.28)]
     return tuple(walks + [_with_bag(walks[1])])
 
-# %% ../../nbs/02b_sprites.ipynb #cbacd724
+# %% ../../nbs/02b_sprites.ipynb #a21d898a
 WHEELS = [shape for x in (0.37, 1.43) for shape in (
     ("tyre", disc(x, 0.36, 0.36)), (None, disc(x, 0.36, 0.29)), ("tyre", limb(x - 0.3, 0.36, x + 0.3, 0.36, 0.03)))]
+
+# %% ../../nbs/02b_sprites.ipynb #683e48d0
 ASIDE = WHEELS + [
     ("frame", limb(0.37, 0.36, 0.72, 0.88, 0.06)), ("frame", limb(0.72, 0.84, 1.28, 0.84, 0.06)),
     ("frame", limb(0.84, 0.36, 0.72, 0.9, 0.06)), ("frame", limb(0.84, 0.36, 1.28, 0.84, 0.06)),
@@ -144,6 +146,8 @@ ASIDE = WHEELS + [
     ("top", limb(0.74, 1.02, 1.0, 1.36, 0.3)), ("sleeve", limb(1.02, 1.36, 1.26, 1.06, 0.12)),
     ("skin", disc(1.27, 1.05, 0.06)), ("skin", disc(1.14, 1.58, 0.12, 0.14)),
     ("helmet", disc(1.12, 1.65, 0.15, 0.12))]
+
+# %% ../../nbs/02b_sprites.ipynb #3495b007
 BEHIND = [
     ("tyre", box(0.37, 0, 0.43, 0.7)), ("frame", box(0.15, 1.0, 0.65, 1.05)),
     ("legs", limb(0.32, 0.95, 0.28, 0.4, 0.16)),
@@ -153,13 +157,13 @@ BEHIND = [
     ("top", limb(0.4, 1.0, 0.4, 1.32, 0.36)), ("rear", box(0.37, 0.72, 0.43, 0.8)),
     ("skin", disc(0.4, 1.58, 0.12, 0.14)), ("helmet", disc(0.4, 1.65, 0.14, 0.12))]
 
-
+# %% ../../nbs/02b_sprites.ipynb #52981b5e
 @lru_cache(None)
 def cyclists() -> tuple:
     "People on bicycles, from the side and from behind."
     return draw(1.8, 1.8, ASIDE), draw(0.8, 1.8, BEHIND)
 
-# %% ../../nbs/02b_sprites.ipynb #1fc0206b
+# %% ../../nbs/02b_sprites.ipynb #006d34a2
 class Body(NamedTuple):
     "One kind of car: the four drawings from which it is put together, and its length in metres."
     rear: Sprite
@@ -168,7 +172,7 @@ class Body(NamedTuple):
     side: Sprite
     length: float
 
-
+# %% ../../nbs/02b_sprites.ipynb #e95aad66
 def _rear(w, h, waist, inset):
     glass = ((0.14, waist + 0.05), (w - 0.14, waist + 0.05), (w - inset - 0.1, h - 0.12), (inset + 0.1, h - 0.12))
     return draw(w, h, [
@@ -179,7 +183,7 @@ def _rear(w, h, waist, inset):
         ("plate", box(w / 2 - 0.27, 0.5, w / 2 + 0.27, 0.62)),
         ("shade", box(0.3, waist - 0.05, w - 0.3, waist - 0.02))])
 
-
+# %% ../../nbs/02b_sprites.ipynb #fc967357
 def _nose(w, waist):
     bonnet = ((0, 0.25), (w, 0.25), (w, waist - 0.12), (w - 0.15, waist), (0.15, waist), (0, waist - 0.12))
     return draw(w, waist, [
@@ -188,13 +192,13 @@ def _nose(w, waist):
         ("trim", box(0.45, waist - 0.4, w - 0.45, waist - 0.24)), ("front", disc(0.22, waist - 0.3, 0.15, 0.1)),
         ("front", disc(w - 0.22, waist - 0.3, 0.15, 0.1)), ("plate", box(w / 2 - 0.26, 0.4, w / 2 + 0.26, 0.51))])
 
-# %% ../../nbs/02b_sprites.ipynb #b5d3bc6b
+# %% ../../nbs/02b_sprites.ipynb #ac99a36b
 def _cabin(w, h, waist, inset):
     return draw(w, h, [
         ("body", polygon((0.03, waist - 0.3), (w - 0.03, waist - 0.3), (w - inset, h), (inset, h))),
         ("glass", polygon((0.13, waist), (w - 0.13, waist), (w - inset - 0.08, h - 0.1), (inset + 0.08, h - 0.1)))])
 
-
+# %% ../../nbs/02b_sprites.ipynb #22f58caf
 def _side(length, h, waist, back, front):
     sill, lintel, pillar = waist + 0.03, h - 0.12, 0.43 * length
     wheels = [shape for x in (0.19 * length, 0.8 * length) for shape in (
@@ -210,12 +214,12 @@ def _side(length, h, waist, back, front):
         ("shade", box(0, waist - 0.1, length - 0.2, waist - 0.07)), ("rear", box(0, waist - 0.26, 0.12, waist - 0.04)),
         ("front", box(length - 0.16, waist - 0.36, length, waist - 0.18)), *wheels])
 
-# %% ../../nbs/02b_sprites.ipynb #8380661e
+# %% ../../nbs/02b_sprites.ipynb #8e942c01
 def _body(width, height, length, waist, inset, back, front):
     return Body(_rear(width, height, waist, inset), _nose(width, waist), _cabin(width, height, waist, inset),
                 _side(length, height, waist, back, front), length)
 
-
+# %% ../../nbs/02b_sprites.ipynb #01eaf5fb
 @lru_cache(None)
 def bodies() -> dict:
     "Kinds of cars by name."
@@ -239,6 +243,8 @@ PLATES = (
                 ("green", box(0.1, 0.1, 1.7, 1.0)),
                 ("white", box(0.2, 0.65, 1.3, 0.85)), ("white", box(0.2, 0.25, 0.95, 0.45)),
                 ("white", limb(1.45, 0.3, 1.45, 0.85, 0.1))]))
+
+# %% ../../nbs/02b_sprites.ipynb #a67622f6
 CLUTTER = (
     (0.6, 1.1, [("plastic", polygon((0.08, 0), (0.52, 0), (0.58, 0.95), (0.02, 0.95))),
                 ("lid", box(0, 0.95, 0.6, 1.08))]),
@@ -248,13 +254,13 @@ CLUTTER = (
     (0.9, 0.7, [("lid", box(0, 0, 0.9, 0.7)), ("plastic", box(0.06, 0.06, 0.84, 0.32)),
                 ("plastic", box(0.06, 0.38, 0.84, 0.64))]))
 
-# %% ../../nbs/02b_sprites.ipynb #a67622f6
+# %% ../../nbs/02b_sprites.ipynb #c5151419
 def _signal(lit):
     places = dict(stop=0.94, slow=0.58, go=0.21)
     lamps = [(name if name == lit else "dark", disc(0.21, y, 0.14)) for name, y in places.items()]
     return draw(0.42, 1.15, [("black", box(0, 0, 0.42, 1.15)), *lamps])
 
-
+# %% ../../nbs/02b_sprites.ipynb #7701c324
 @lru_cache(None)
 def furniture() -> dict:
     "What stands on pavements: sign plates, traffic lights, things without a class, a plain patch, a gable, a bonnet."
@@ -276,7 +282,7 @@ def _crown(dice, width, height, trunk, cone):
         blobs.append((f"leaf{level}", disc(x, y, radius, dice.uniform(0.35, 0.65) * height / 7)))
     return _rustle(dice, draw(width, height, blobs, 32))
 
-
+# %% ../../nbs/02b_sprites.ipynb #3f52ed70
 def _rustle(dice, sprite, leaf=3, reach=6):
     h, w = sprite.parts.shape
     noise = dice.bytes(2, h // leaf + 1, w // leaf + 1) % (2 * reach + 1)
@@ -285,7 +291,7 @@ def _rustle(dice, sprite, leaf=3, reach=6):
     frayed, bark = sprite.parts[rows, cols], sprite.roles.index("bark") + 1
     return sprite._replace(parts=np.where((sprite.parts == bark) | (frayed == bark), sprite.parts, frayed))
 
-# %% ../../nbs/02b_sprites.ipynb #3f52ed70
+# %% ../../nbs/02b_sprites.ipynb #6e691258
 TWIGS = ((0.17, 1.7), (0.1, 1.25), (0.07, 0.9), (0.05, 0.7), (0.04, 0.5))  # thickness and length, level by level
 
 
@@ -301,7 +307,7 @@ def _bare(dice, width, height, trunk):
         tips = grown
     return draw(width, height, shapes, 32)
 
-
+# %% ../../nbs/02b_sprites.ipynb #f23559cc
 @lru_cache(None)
 def trees() -> dict:
     "Trees by kind: leafy, cone and bare."
@@ -310,13 +316,13 @@ def trees() -> dict:
     cones = tuple(_crown(dice, 3.2, 7.5 + i, 0.8, True) for i in range(2))
     return dict(leafy=leafy, cone=cones, bare=tuple(_bare(dice, 6.0, 7.6, 2.0 + 0.2 * i) for i in range(4)))
 
-# %% ../../nbs/02b_sprites.ipynb #6e691258
+# %% ../../nbs/02b_sprites.ipynb #1a967022
 def _stretch(grid, step, axis):
     ramp = np.tile(np.arange(step), grid.shape[axis]).reshape((-1, 1) if axis == 0 else (1, -1))
     here, there = np.repeat(grid, step, axis), np.repeat(np.roll(grid, -1, axis), step, axis)
     return (here * (step - ramp) + there * ramp) // step
 
-
+# %% ../../nbs/02b_sprites.ipynb #d4b33c44
 @lru_cache(None)
 def smooth_noise() -> np.ndarray:
     "Soft noise that tiles, uint8 (256, 512): four octaves, interpolated in integers."
@@ -326,7 +332,7 @@ def smooth_noise() -> np.ndarray:
         total += _stretch(_stretch(grid, step, 0), step, 1) >> octave
     return (total * 8 // 15).astype(np.uint8)
 
-
+# %% ../../nbs/02b_sprites.ipynb #4002dc90
 @lru_cache(None)
 def grain() -> np.ndarray:
     "How the ground varies: 0 to 3 in each cell of a tile of (128, 128)."
@@ -340,7 +346,7 @@ def hedge() -> Sprite:
     parts = Dice(2016, 4).bytes(24, 256) % 4 + 1
     return Sprite(parts, tuple(f"leaf{i}" for i in range(4)), 16.0, 1.5)
 
-
+# %% ../../nbs/02b_sprites.ipynb #4ce50a56
 @lru_cache(None)
 def fences() -> tuple:
     "Planks, railings with gaps, and a low wall of bricks, each 20 m long."
@@ -354,28 +360,10 @@ def fences() -> tuple:
     roles = ("plank", "plank_dark", "plank_light")
     return tuple(Sprite(parts, roles, 20.0, 1.75) for parts in (planks, railing, bricks))
 
-# %% ../../nbs/02b_sprites.ipynb #9d514227
+# %% ../../nbs/02b_sprites.ipynb #566f6b62
 FACADE = ("wall", "course", "pane", "pane_light", "curtain", "frame", "door", "shop", "board", "letters", "cornice")
 PART = {role: np.uint8(i + 1) for i, role in enumerate(FACADE)}
 TEXELS = 10  # of a facade, a metre
-
-
-@lru_cache(None)
-def facade(
-    style: int,  # 0 to 15
-) -> Sprite:
-    "A house front of 32 x 30 m with the ground at its last row."
-    dice = Dice(2016, 5, style)
-    floor, bay = 26 + int(dice.uniform(0, 10)), 18 + int(dice.uniform(0, 22))
-    wide, tall = int(bay * dice.uniform(0.4, 0.75)), int(floor * dice.uniform(0.5, 0.68))
-    parts = np.ones((300, 320), np.uint8)
-    parts[::max(3, floor // 6)] = PART["course"]
-    for bottom in range(300 - floor, 0, -floor):
-        parts[bottom - 1:bottom + 1] = PART["cornice"]
-        for left in range((bay - wide) // 2, 320 - wide, bay):
-            _window(parts[max(0, bottom - 6 - tall):max(0, bottom - 6), left:left + wide], dice)
-    for left in range(0, 320, 3 * bay): _ground_floor(parts[300 - floor:, left:left + 3 * bay], dice, bay)
-    return Sprite(parts, FACADE, 32.0, 30.0)
 
 # %% ../../nbs/02b_sprites.ipynb #6b13f7fb
 def _window(view, dice):
@@ -386,16 +374,37 @@ def _window(view, dice):
     view[1:-1, w // 2] = view[h // 2, 1:-1] = PART["frame"]
     view[-1] = PART["cornice"]
 
-# %% ../../nbs/02b_sprites.ipynb #7f6a8b25
-def _ground_floor(view, dice, bay):
-    if dice.chance(0.42): return _shop(view)
-    view[8:, 4:14] = PART["door"]
-    for left in range(18, view.shape[1] - 12, bay): _window(view[7:-7, left:left + 12], dice)
-
-
+# %% ../../nbs/02b_sprites.ipynb #3061dea9
 def _shop(view):
     w = view.shape[1]
     view[:], view[3:10, 1:-1], view[10:-4, 2:-2] = PART["frame"], PART["board"], PART["shop"]
     for x in range(8, w - 12, 5): view[5:8, x:x + 3] = PART["letters"]
     view[12:, max(0, w - 12):w - 3] = PART["door"]
     view[10:-4, 2::14] = PART["frame"]
+
+# %% ../../nbs/02b_sprites.ipynb #df061451
+def _ground_floor(view, dice, bay):
+    if dice.chance(0.42): return _shop(view)
+    view[8:, 4:14] = PART["door"]
+    for left in range(18, view.shape[1] - 12, bay): _window(view[7:-7, left:left + 12], dice)
+
+# %% ../../nbs/02b_sprites.ipynb #4ebbed09
+def _upper_floors(parts, dice, floor, bay):
+    wide, tall = int(bay * dice.uniform(0.4, 0.75)), int(floor * dice.uniform(0.5, 0.68))
+    for bottom in range(300 - floor, 0, -floor):
+        parts[bottom - 1:bottom + 1] = PART["cornice"]
+        for left in range((bay - wide) // 2, 320 - wide, bay):
+            _window(parts[max(0, bottom - 6 - tall):max(0, bottom - 6), left:left + wide], dice)
+
+# %% ../../nbs/02b_sprites.ipynb #ae2a64ca
+@lru_cache(None)
+def facade(
+    style: int,  # 0 to 15
+) -> Sprite:
+    "A house front of 32 x 30 m with the ground at its last row."
+    dice, parts = Dice(2016, 5, style), np.ones((300, 320), np.uint8)
+    floor, bay = 26 + int(dice.uniform(0, 10)), 18 + int(dice.uniform(0, 22))
+    parts[::max(3, floor // 6)] = PART["course"]
+    _upper_floors(parts, dice, floor, bay)
+    for left in range(0, 320, 3 * bay): _ground_floor(parts[300 - floor:, left:left + 3 * bay], dice, bay)
+    return Sprite(parts, FACADE, 32.0, 30.0)

@@ -24,7 +24,7 @@ CLASSES = SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIA
 FAR = 1000.0  # metres, the depth written for the sky
 SUPER = 2  # an image pixel is the mean of 2 x 2 painted ones
 
-
+# %% ../../nbs/02c_painting.ipynb #599ed8ff
 class Camera(NamedTuple):
     "A level pinhole camera; x points right, y up from the ground, z along the street, all in metres."
     height: int  # painted pixels
@@ -64,14 +64,14 @@ class Canvas:
         np.copyto(self.numbers[region], parts.astype(np.uint16) + np.uint16(base), where=seen)
         np.copyto(self.depth[region], depth, where=seen)
 
-# %% ../../nbs/02c_painting.ipynb #6853ae81
+# %% ../../nbs/02c_painting.ipynb #3f7f1956
 def pixels(start: float, stop: float, limit: int) -> tuple[int, int]:
     "First and last + 1 of the pixels whose centres lie between; at least one image pixel, cut to the canvas."
     first = ceil(start - 0.5)
     last = max(ceil(stop - 0.5), first + SUPER)
     return max(0, min(first, limit)), max(0, min(last, limit))
 
-
+# %% ../../nbs/02c_painting.ipynb #1f754cae
 def billboard(
     canvas: Canvas,
     camera: Camera,
@@ -91,7 +91,7 @@ def billboard(
     rows = ((canvas.rows[top:bottom] - y0) * (h / (y1 - y0))).astype(np.int64)
     canvas.paint(top, left, sprite.parts.take(rows, 0, mode="clip").take(cols, 1, mode="clip"), base, np.float32(z))
 
-# %% ../../nbs/02c_painting.ipynb #e31ce477
+# %% ../../nbs/02c_painting.ipynb #bd4d9140
 def _wall_region(canvas, camera, sprite, x, near, far, y):
     left, right = pixels(*sorted((camera.column(x, near), camera.column(x, far))), camera.width)
     widest = max(abs(left - camera.centre), abs(right - camera.centre))
@@ -99,7 +99,19 @@ def _wall_region(canvas, camera, sprite, x, near, far, y):
     top = min(camera.row(y + sprite.height, z) for z in ends)
     return *pixels(top, max(camera.row(y, z) for z in ends), camera.height), left, right
 
+# %% ../../nbs/02c_painting.ipynb #cccd1f66
+def _texels(camera, sprite, drop, along, z, y):
+    h, w = sprite.parts.shape
+    down = drop * (z * (h / sprite.height / camera.focal)).astype(np.float32)
+    down += np.float32((y + sprite.height - camera.eye) * h / sprite.height + 1)
+    texel = np.clip(down, 0, h + 1, out=down).astype(np.int32)
+    texel *= w
+    texel += along
+    padded = np.zeros((h + 2, w), np.uint8)  # a row of nothing above and below
+    padded[1:-1] = sprite.parts
+    return padded.ravel().take(texel)
 
+# %% ../../nbs/02c_painting.ipynb #ea920c98
 def wall(
     canvas: Canvas,
     camera: Camera,
@@ -111,23 +123,15 @@ def wall(
     y: float = 0.0,  # metres, of the foot
 ) -> None:
     "Paint a sprite on the upright plane at `x` that runs along the street."
-    close = max(near, 0.5)
+    close, w = max(near, 0.5), sprite.parts.shape[1]
     top, bottom, left, right = _wall_region(canvas, camera, sprite, x, close, far, y)
     if left >= right or top >= bottom: return
-    h, w = sprite.parts.shape
     z = np.clip(camera.focal * x / (canvas.cols[left:right] - camera.centre), close, far)
     along = np.clip((z - near) * (w / (far - near)), 0, w - 1).astype(np.int32)
     drop = (canvas.rows[top:bottom] - camera.horizon).astype(np.float32)[:, None]
-    down = drop * (z * (h / sprite.height / camera.focal)).astype(np.float32)
-    down += np.float32((y + sprite.height - camera.eye) * h / sprite.height + 1)
-    texel = np.clip(down, 0, h + 1, out=down).astype(np.int32)
-    texel *= w
-    texel += along
-    padded = np.zeros((h + 2, w), np.uint8)  # a row of nothing above and below
-    padded[1:-1] = sprite.parts
-    canvas.paint(top, left, padded.ravel().take(texel), base, z.astype(np.float32))
+    canvas.paint(top, left, _texels(camera, sprite, drop, along, z, y), base, z.astype(np.float32))
 
-# %% ../../nbs/02c_painting.ipynb #4ce4ead0
+# %% ../../nbs/02c_painting.ipynb #734ab332
 class Light(NamedTuple):
     "Light of a scene: its colour, the brightness of the sides of the street, of what faces us, of shadows; the sky."
     colour: tuple
@@ -141,20 +145,21 @@ class Light(NamedTuple):
     clear: float  # the share of the sky without clouds, roughly
     lamps: bool
 
-
+# %% ../../nbs/02c_painting.ipynb #207bb734
 LIGHTS = dict(
     sun=Light((1.08, 1.03, 0.94), 0.6, 1.0, 0.84, 0.52, (72, 124, 196), (196, 214, 228), (252, 252, 250), 0.6, False),
     overcast=Light((0.92, 0.94, 0.97), 0.82, 0.86, 0.84, 0.85, (196, 202, 210), (226, 229, 232), (158, 165, 175), 0.4,
                    False),
     dusk=Light((0.60, 0.52, 0.56), 0.75, 0.85, 0.7, 0.8, (58, 66, 118), (244, 172, 118), (150, 96, 110), 0.5, True))
 
+# %% ../../nbs/02c_painting.ipynb #879183f6
 SEASONS = dict(  # four leaf colours from shade to light, the lawn, the kind of tree
     spring=((38, 74, 26), (62, 106, 36), (92, 138, 50), (130, 170, 74), (96, 140, 62), "leafy"),
     summer=((26, 56, 24), (42, 78, 30), (60, 98, 40), (88, 124, 54), (92, 122, 60), "leafy"),
     autumn=((92, 48, 18), (140, 76, 22), (178, 108, 32), (206, 146, 52), (112, 116, 62), "leafy"),
     winter=((34, 50, 34), (48, 66, 42), (62, 80, 52), (80, 98, 64), (104, 108, 76), "bare"))
 
-# %% ../../nbs/02c_painting.ipynb #b0618304
+# %% ../../nbs/02c_painting.ipynb #5b57ea56
 PLAIN = dict(  # a part's colour where nothing else is said
     glass=(46, 56, 66), tyre=(24, 24, 26), trim=(44, 44, 48), rear=(172, 30, 28), front=(226, 228, 222),
     plate=(226, 216, 150), shade=(30, 30, 32), hub=(128, 130, 134), frame=(214, 212, 204), pane=(52, 60, 72),
@@ -162,9 +167,13 @@ PLAIN = dict(  # a part's colour where nothing else is said
     shoe=(34, 28, 26), bark=(72, 58, 46), red=(196, 32, 36), white=(236, 236, 232), blue=(30, 78, 164),
     green=(22, 98, 66), black=(28, 28, 30), dark=(60, 52, 48), lamp=(205, 205, 198), plastic=(44, 62, 50),
     lid=(98, 70, 46), fill=(92, 96, 98))
+
+# %% ../../nbs/02c_painting.ipynb #9b4d9c99
 SHINING = dict(stop=(255, 50, 40), slow=(255, 190, 40), go=(60, 240, 140))  # by day and by night
 GLOWING = SHINING | dict(curtain=(255, 214, 130), shop=(255, 226, 160), letters=(255, 245, 210), lamp=(255, 236, 180),
                          rear=(255, 60, 40), front=(255, 250, 220))  # when the lamps are on
+
+# %% ../../nbs/02c_painting.ipynb #cc9aa9ed
 WALLS = ((150, 84, 64), (170, 104, 78), (196, 170, 130), (216, 206, 184), (158, 148, 134), (124, 92, 74),
          (186, 140, 104), (228, 222, 210), (140, 140, 142), (110, 70, 60))
 ROOFS = ((84, 70, 66), (120, 72, 58), (70, 74, 80))
@@ -177,12 +186,12 @@ PLANKS = ((122, 96, 70), (64, 68, 70), (150, 140, 124), (60, 84, 70))
 SKINS = ((206, 160, 132), (150, 104, 78), (92, 62, 48))
 HAIRS = ((44, 32, 24), (120, 88, 50), (30, 28, 28), (150, 140, 130))
 
-
+# %% ../../nbs/02c_painting.ipynb #67e7ae92
 def shaded(colour: tuple, by: float) -> tuple:
     "The colour, darker or lighter."
     return tuple(min(255.0, channel * by) for channel in colour)
 
-
+# %% ../../nbs/02c_painting.ipynb #d93596db
 def tint(dice: Dice, options: tuple, amount: float = 0.18) -> tuple:
     "One of the colours, a little darker or lighter."
     return shaded(dice.choice(options), dice.uniform(1 - amount, 1 + amount))

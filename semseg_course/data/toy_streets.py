@@ -9,8 +9,8 @@ __all__ = ['GROUND', 'KIND', 'REACH', 'CELLS', 'PUT', 'SHADOWS', 'SMALLEST', 'cr
            'cast_shadow', 'sky', 'paint_roof', 'paint_house', 'Lot', 'plan_lots', 'paint_garden', 'paint_border',
            'paint_lots', 'paint_backdrop', 'Thing', 'put_car', 'put_tree', 'put_lamp', 'put_sign', 'put_signal',
            'put_bollards', 'dressed', 'put_person', 'put_cyclist', 'put_clutter', 'along', 'plan_things', 'develop',
-           'average', 'soften', 'expose', 'borders', 'annotate', 'Street', 'plan_street', 'paint_street',
-           'paint_bonnet', 'Scene', 'choose_light', 'set_up', 'render', 'ToyStreets']
+           'average', 'soften', 'expose', 'borders', 'annotate', 'Street', 'plan_street', 'paint_bonnet',
+           'paint_street', 'Scene', 'choose_light', 'set_up', 'render', 'ToyStreets']
 
 # %% ../../nbs/03_toy_streets.ipynb #63cb80c4
 from collections.abc import Iterator
@@ -33,7 +33,21 @@ GROUND = dict(asphalt=((94, 94, 98), ROAD), line=((226, 224, 214), ROAD), yellow
 KIND = {name: np.uint8(i) for i, name in enumerate(GROUND)}
 REACH, CELLS = 24.0, 20  # of the cross-section: metres to each side, cells a metre
 
+# %% ../../nbs/03_toy_streets.ipynb #3d4e6dbf
+def _strip(rows, start, stop, kind):
+    first, last = (min(max(round((x + REACH) * CELLS), 0), rows.shape[1]) for x in (start, stop))
+    rows[:, first:last] = KIND[kind]
 
+# %% ../../nbs/03_toy_streets.ipynb #bebca600
+def _lay(rows, left, right, pavement):
+    _strip(rows, left - pavement, right + pavement, "slab")
+    for x in range(1, int(pavement) + 1):
+        for joint in (left - x, right + x): _strip(rows, joint, joint + 0.05, "joint")
+    _strip(rows[2:4], left - pavement, right + pavement, "joint")
+    _strip(rows, left - 0.18, right + 0.18, "kerb")
+    _strip(rows, left, right, "asphalt")
+
+# %% ../../nbs/03_toy_streets.ipynb #f3824c1f
 def cross_section(
     left: float,  # metres, of the road's left kerb, negative
     right: float,  # metres, of the right kerb
@@ -43,24 +57,14 @@ def cross_section(
 ) -> np.ndarray:
     "Kinds of ground across the street, uint8 (5, 960): plain, dash, joint, dash and joint, zebra."
     rows = np.full((5, int(2 * REACH * CELLS)), KIND[beside], np.uint8)
-
-    def strip(which, start, stop, kind):
-        cells = [min(max(round((x + REACH) * CELLS), 0), rows.shape[1]) for x in (start, stop)]
-        rows[which, cells[0]:cells[1]] = KIND[kind]
-
-    strip(slice(5), left - pavement, right + pavement, "slab")
-    for x in range(1, int(pavement) + 1):
-        for joint in (left - x, right + x): strip(slice(5), joint, joint + 0.05, "joint")
-    strip(slice(2, 4), left - pavement, right + pavement, "joint")
-    strip(slice(5), left - 0.18, right + 0.18, "kerb")
-    strip(slice(5), left, right, "asphalt")
-    strip(slice(1, 4, 2), (left + right) / 2 - 0.08, (left + right) / 2 + 0.08, "line")
+    _lay(rows, left, right, pavement)
+    _strip(rows[1:4:2], (left + right) / 2 - 0.08, (left + right) / 2 + 0.08, "line")
     for x in (left + 0.3, left + 0.5, right - 0.5, right - 0.3) if edge else ():
-        strip(slice(4), x - 0.05, x + 0.05, edge)
-    for step in range(int(right - left - 0.8)): strip(4, left + 0.4 + step, left + 0.9 + step, "line")
+        _strip(rows[:4], x - 0.05, x + 0.05, edge)
+    for step in range(int(right - left - 0.8)): _strip(rows[4:], left + 0.4 + step, left + 0.9 + step, "line")
     return rows
 
-# %% ../../nbs/03_toy_streets.ipynb #2d9173ce
+# %% ../../nbs/03_toy_streets.ipynb #be8b04d4
 class Ground(NamedTuple):
     "The ground of one street: cross-section, where its shadow ends at each depth, where zebra and dashes are."
     section: np.ndarray
@@ -68,7 +72,14 @@ class Ground(NamedTuple):
     zebra: float
     phase: float
 
+# %% ../../nbs/03_toy_streets.ipynb #f1efa9ff
+def _row_states(ground, z):
+    cycles, slabs = (z + ground.phase) / 9, (z + ground.phase) / 1.2
+    dash = (cycles - np.floor(cycles) < 1 / 3) & (z < 120)
+    joint = (slabs - np.floor(slabs) < 0.05) & (z < 14)
+    return np.where((z > ground.zebra) & (z < ground.zebra + 2.6), 4, dash + 2 * joint).astype(np.int32)
 
+# %% ../../nbs/03_toy_streets.ipynb #d0f87008
 def _ink_ground(painter):
     colours, labels = [], []
     for colour, label in GROUND.values():
@@ -78,25 +89,22 @@ def _ink_ground(painter):
             labels += [label, label]
     painter.canvas.ink(colours, labels)
 
-
-def _row_states(ground, z):
-    cycles, slabs = (z + ground.phase) / 9, (z + ground.phase) / 1.2
-    dash = (cycles - np.floor(cycles) < 1 / 3) & (z < 120)
-    joint = (slabs - np.floor(slabs) < 0.05) & (z < 14)
-    return np.where((z > ground.zebra) & (z < ground.zebra + 2.6), 4, dash + 2 * joint).astype(np.int32)
-
-# %% ../../nbs/03_toy_streets.ipynb #be8b04d4
-def paint_ground(painter: Painter, ground: Ground) -> None:
-    "Paint everything below the horizon; the first ink of a scene, so that its numbers are 1 to 64."
-    canvas, camera, width = painter.canvas, painter.camera, ground.section.shape[1]
-    top = max(0, ceil(camera.horizon - 0.4))
-    z = np.minimum(camera.focal * camera.eye / np.maximum(canvas.rows[top:] - camera.horizon, 0.05), 600.0)
+# %% ../../nbs/03_toy_streets.ipynb #36154219
+def _ground_cells(canvas, camera, ground, z):
     x = (z / camera.focal).astype(np.float32)[:, None] * (canvas.cols - camera.centre).astype(np.float32)
     starts, ends = np.array(ground.shadow_ends).T
     shade = x < ends[np.maximum(np.searchsorted(starts, z) - 1, 0)].astype(np.float32)[:, None]
     x += np.float32(REACH)
     x *= np.float32(CELLS)
-    cell = np.clip(x, 0, width - 1, out=x).astype(np.int32)
+    return np.clip(x, 0, ground.section.shape[1] - 1, out=x).astype(np.int32), shade
+
+# %% ../../nbs/03_toy_streets.ipynb #f8bda89b
+def paint_ground(painter: Painter, ground: Ground) -> None:
+    "Paint everything below the horizon; the first ink of a scene, so that its numbers are 1 to 64."
+    canvas, camera, width = painter.canvas, painter.camera, ground.section.shape[1]
+    top = max(0, ceil(camera.horizon - 0.4))
+    z = np.minimum(camera.focal * camera.eye / np.maximum(canvas.rows[top:] - camera.horizon, 0.05), 600.0)
+    cell, shade = _ground_cells(canvas, camera, ground, z)
     numbers = ground.section.ravel().take(cell + (_row_states(ground, z) * width)[:, None]) << np.uint8(3)
     speck = (((z * 12).astype(np.int32) & 127) << 7)[:, None] | (cell & 127)
     numbers |= grain().ravel().take(speck) << np.uint8(1)
@@ -120,14 +128,7 @@ def cast_shadow(painter: Painter, x: float, z: float, width: float, length: floa
     np.copyto(view, view + (view & np.uint16(1)), where=((v * v)[:, None] + u * u <= 1) & (view <= 8 * len(GROUND)))
 
 # %% ../../nbs/03_toy_streets.ipynb #c3e41bdc
-def sky(
-    camera: Camera,
-    light: Light,
-    dice: Dice,
-    rows: int,  # painted rows from the top
-) -> np.ndarray:
-    "Colour planes (3, rows, width), float32, 0 to 255."
-    climb = np.clip((camera.horizon - np.arange(rows) - 0.5) / max(camera.horizon, 1.0), 0, 1)
+def _clouds(camera, light, dice, climb):
     away = (1 / (climb + 0.25))[:, None]
     columns = (np.arange(camera.width) + 0.5 - camera.centre).astype(np.float32)
     u = (columns * (away * (300.0 / camera.width)).astype(np.float32)).astype(np.int32) + np.int32(dice.uniform(0, 512))
@@ -136,7 +137,18 @@ def sky(
     cloud -= np.float32(255 * light.clear * dice.uniform(0.75, 1.15))
     cloud = np.clip(cloud * np.float32(0.013), 0, 1)
     cloud *= np.clip(climb * 3, 0.15, 1).astype(np.float32)[:, None]
-    planes = np.empty((3, rows, camera.width), np.float32)
+    return cloud
+
+# %% ../../nbs/03_toy_streets.ipynb #0f3ed494
+def sky(
+    camera: Camera,
+    light: Light,
+    dice: Dice,
+    rows: int,  # painted rows from the top
+) -> np.ndarray:
+    "Colour planes (3, rows, width), float32, 0 to 255."
+    climb = np.clip((camera.horizon - np.arange(rows) - 0.5) / max(camera.horizon, 1.0), 0, 1)
+    cloud, planes = _clouds(camera, light, dice, climb), np.empty((3, rows, camera.width), np.float32)
     for plane, low, zenith, white in zip(planes, light.low, light.zenith, light.cloud):
         clear = (low + (zenith - low) * climb).astype(np.float32)[:, None]
         np.multiply(cloud, np.float32(white) - clear, out=plane)
@@ -149,7 +161,7 @@ def _house_colours(dice):
     return dict(wall=colour, course=shaded(colour, 0.93), cornice=shaded(colour, 1.12), board=dice.choice(BOARDS),
                 door=tint(dice, CLOTHES))
 
-
+# %% ../../nbs/03_toy_streets.ipynb #d75892ef
 def _cut(front, dice, length, height):
     tall, long, start = int(height * TEXELS), int(length * TEXELS), int(dice.uniform(0, 60))
     parts = front.parts[-tall:, start:start + long].copy()
@@ -157,7 +169,7 @@ def _cut(front, dice, length, height):
     parts[:, :2] = parts[:, -2:] = FACADE.index("course") + 1
     return front._replace(parts=parts, width=length, height=height)
 
-
+# %% ../../nbs/03_toy_streets.ipynb #e52dfc5c
 def paint_roof(painter: Painter, x: float, near: float, far: float, height: float) -> None:
     "A sloping roof behind the front's upper edge, a gable towards us and a chimney."
     dice, colour, side = painter.dice, tint(painter.dice, ROOFS), -1 if x < 0 else 1
@@ -191,7 +203,7 @@ class Lot(NamedTuple):
     height: float
     border: str
 
-
+# %% ../../nbs/03_toy_streets.ipynb #8916ad6a
 def plan_lots(dice: Dice, edge: float, side: int) -> list[Lot]:
     "The lots of one side, from near to far; `edge` metres from the camera's axis."
     lots, z, town = [], dice.uniform(-4, 3), dice.bell(6, 15.5)
@@ -204,7 +216,7 @@ def plan_lots(dice: Dice, edge: float, side: int) -> list[Lot]:
         z += deep + (dice.uniform(2, 6) if dice.chance(0.25) else 0)
     return lots
 
-# %% ../../nbs/03_toy_streets.ipynb #8916ad6a
+# %% ../../nbs/03_toy_streets.ipynb #f1141a61
 def paint_garden(painter: Painter, x: float, near: float, far: float) -> None:
     "Trees on a lot, from far to near."
     dice, side = painter.dice, -1 if x < 0 else 1
@@ -214,7 +226,7 @@ def paint_garden(painter: Painter, x: float, near: float, far: float) -> None:
         painter.stand(tree, TREE, x + side * dice.uniform(2, 9), z)
         z -= 3.5
 
-
+# %% ../../nbs/03_toy_streets.ipynb #4887b127
 def paint_border(painter: Painter, x: float, near: float, far: float, kind: str) -> None:
     "A fence or a hedge along the pavement."
     dice = painter.dice
@@ -223,7 +235,7 @@ def paint_border(painter: Painter, x: float, near: float, far: float, kind: str)
     painter.flank(dice.choice(fences())._replace(height=dice.uniform(1.1, 1.9)), FENCE, x, near, far,
                   plank=colour, plank_dark=shaded(colour, 0.72), plank_light=shaded(colour, 1.2))
 
-# %% ../../nbs/03_toy_streets.ipynb #6287b0bb
+# %% ../../nbs/03_toy_streets.ipynb #39de373d
 def paint_lots(painter: Painter, lots: list[Lot], left: float, right: float) -> None:
     "All lots from far to near; their borders stand at `left` and `right`."
     for lot in sorted(lots, key=lambda lot: -lot.far):
@@ -231,7 +243,7 @@ def paint_lots(painter: Painter, lots: list[Lot], left: float, right: float) -> 
         else: paint_garden(painter, lot.x, lot.near, lot.far)
         if lot.border != "none": paint_border(painter, left if lot.x < 0 else right, lot.near, lot.far, lot.border)
 
-
+# %% ../../nbs/03_toy_streets.ipynb #b605c48f
 def paint_backdrop(painter: Painter) -> None:
     "What closes the street at its far end: trees and tall houses."
     dice = painter.dice
@@ -244,7 +256,7 @@ def paint_backdrop(painter: Painter) -> None:
             front = front._replace(parts=front.parts[-tall:], width=16.0, height=tall / TEXELS)
             painter.stand(front, BUILDING, x, z, **{role: colour for role in ("wall", "course", "cornice", "board")})
 
-# %% ../../nbs/03_toy_streets.ipynb #4887b127
+# %% ../../nbs/03_toy_streets.ipynb #99618b30
 class Thing(NamedTuple):
     "Something that stands or moves in the street; `way` is 1 when it faces away from us, else -1."
     z: float
@@ -252,7 +264,7 @@ class Thing(NamedTuple):
     kind: str
     way: int = 1
 
-
+# %% ../../nbs/03_toy_streets.ipynb #7676c413
 def put_car(p: Painter, thing: Thing) -> None:
     "A car: cabin and nose, or rear, and the side that we see."
     dice, (z, x, _, way), number = p.dice, thing, p.number()
@@ -264,13 +276,13 @@ def put_car(p: Painter, thing: Thing) -> None:
     if abs(x) > half: p.flank(side, CAR, x - half if x > 0 else x + half, z, z + body.length, **more)
     p.stand(body.rear if way > 0 else body.nose, CAR, x, z, **more)
 
-
+# %% ../../nbs/03_toy_streets.ipynb #9e8ec1b9
 def put_tree(p: Painter, thing: Thing) -> None:
     "A street tree."
     tree = p.dice.choice(trees()[p.season[5]]).scaled(p.dice.uniform(0.75, 1.15))
     p.stand(tree, TREE, thing.x, thing.z, instance=p.number())
 
-
+# %% ../../nbs/03_toy_streets.ipynb #7db9cb46
 def put_lamp(p: Painter, thing: Thing) -> None:
     "A street lamp: post, arm and lamp, all of them Pole."
     z, x, number, height = thing.z, thing.x, p.number(), p.dice.choice((5.5, 7.0, 8.0))
@@ -279,7 +291,7 @@ def put_lamp(p: Painter, thing: Thing) -> None:
     p.patch(POLE, x + reach / 2, z, abs(reach), 0.08, height, instance=number, fill=colour)
     p.patch(POLE, x + reach, z, 0.6, 0.16, height - 0.06, "lamp", instance=number)
 
-# %% ../../nbs/03_toy_streets.ipynb #c27abadc
+# %% ../../nbs/03_toy_streets.ipynb #cb6321ef
 def put_sign(p: Painter, thing: Thing) -> None:
     "A sign on its post."
     dice, number = p.dice, p.number()
@@ -287,20 +299,20 @@ def put_sign(p: Painter, thing: Thing) -> None:
     p.patch(POLE, thing.x, thing.z, 0.09, foot + plate.height, instance=number)
     p.stand(plate, SIGN, thing.x, thing.z, foot, number)
 
-
+# %% ../../nbs/03_toy_streets.ipynb #ab82875e
 def put_signal(p: Painter, thing: Thing) -> None:
     "A traffic light on its post; CamVid counts the light as SignSymbol."
     number = p.number()
     p.patch(POLE, thing.x, thing.z, 0.12, 2.6, instance=number, fill=(60, 62, 64))
     p.stand(p.dice.choice(furniture()["signals"]), SIGN, thing.x, thing.z, 2.2, number)
 
-# %% ../../nbs/03_toy_streets.ipynb #39de373d
+# %% ../../nbs/03_toy_streets.ipynb #0a0deb35
 def put_bollards(p: Painter, thing: Thing) -> None:
     "Three bollards in a row, far to near."
     for step in (3.0, 1.5, 0.0):
         p.patch(POLE, thing.x, thing.z + step, 0.12, 1.0, instance=p.number(), fill=(50, 52, 54))
 
-
+# %% ../../nbs/03_toy_streets.ipynb #beaa25cd
 def dressed(dice: Dice) -> dict:
     "The colours of one person."
     top = tint(dice, CLOTHES)
@@ -308,13 +320,13 @@ def dressed(dice: Dice) -> dict:
                 helmet=dice.choice(((220, 220, 224), (200, 60, 40), (40, 60, 140))), skin=tint(dice, SKINS),
                 hair=dice.choice(HAIRS), frame=dice.choice(BODYWORK))
 
-
+# %% ../../nbs/03_toy_streets.ipynb #3fed424a
 def _put_anyone(p, thing, sprites, label, smallest):
     sprite = p.dice.choice(sprites)
     sprite = (sprite.mirrored() if p.dice.chance(0.5) else sprite).scaled(p.dice.uniform(smallest, 1.05))
     p.stand(sprite, label, thing.x, thing.z, instance=p.number(), **dressed(p.dice))
 
-
+# %% ../../nbs/03_toy_streets.ipynb #37d99b94
 def put_person(p: Painter, thing: Thing) -> None:
     "Somebody on foot."
     _put_anyone(p, thing, people(), PEDESTRIAN, 0.88)
@@ -324,18 +336,18 @@ def put_cyclist(p: Painter, thing: Thing) -> None:
     "Somebody on a bicycle; both are Bicyclist."
     _put_anyone(p, thing, cyclists(), BICYCLIST, 0.95)
 
-
+# %% ../../nbs/03_toy_streets.ipynb #e049ab62
 def put_clutter(p: Painter, thing: Thing) -> None:
     "A thing without a class: void in the label."
     plastic = p.dice.choice(((44, 62, 50), (60, 60, 66), (40, 70, 110)))
     p.stand(p.dice.choice(furniture()["clutter"]), VOID, thing.x, thing.z, plastic=plastic)
 
-
+# %% ../../nbs/03_toy_streets.ipynb #6fe5e540
 PUT = dict(car=put_car, tree=put_tree, lamp=put_lamp, sign=put_sign, signal=put_signal, bollards=put_bollards,
            person=put_person, cyclist=put_cyclist, clutter=put_clutter)
 SHADOWS = dict(car=(2.3, 4.6), tree=(4.0, 3.0), person=(0.9, 0.6), cyclist=(1.4, 0.8), clutter=(1.0, 0.8))
 
-# %% ../../nbs/03_toy_streets.ipynb #99618b30
+# %% ../../nbs/03_toy_streets.ipynb #01951c1f
 def along(dice: Dice, start: float, stop: float, gap: float) -> Iterator[float]:
     "Depths from `start` to `stop`, `gap` metres apart on average."
     z = start + dice.uniform(0, gap)
@@ -343,7 +355,7 @@ def along(dice: Dice, start: float, stop: float, gap: float) -> Iterator[float]:
         yield z
         z += gap * dice.uniform(0.6, 1.5)
 
-
+# %% ../../nbs/03_toy_streets.ipynb #4d223d25
 def _beside(dice, kerb, side, pavement, busy):
     walk = lambda: kerb + side * dice.uniform(0.9, max(1.0, pavement - 0.3))
     if dice.chance(0.55): yield from (Thing(z, kerb + side * 0.7, "tree") for z in along(dice, 8, 80, 15))
@@ -353,7 +365,7 @@ def _beside(dice, kerb, side, pavement, busy):
     for z in along(dice, 5, 45, 8.5 / busy): yield Thing(z, walk(), "person")
     for z in along(dice, 5, 50, 20): yield Thing(z, walk(), "clutter")
 
-# %% ../../nbs/03_toy_streets.ipynb #7676c413
+# %% ../../nbs/03_toy_streets.ipynb #fb840d0a
 def _on_the_road(dice, left, right, busy):
     for side, kerb in ((-1, left), (1, right)):
         for z in along(dice, 6, 60, 21 / busy): yield Thing(z, kerb - side * dice.uniform(0.5, 1.2), "cyclist")
@@ -363,7 +375,7 @@ def _on_the_road(dice, left, right, busy):
     for z in along(dice, 12, 90, 24 / busy): yield Thing(z, left + right + dice.uniform(-0.3, 0.3), "car", -1)
     if dice.chance(0.3): yield Thing(dice.uniform(14, 26), dice.uniform(left, right), "person")
 
-
+# %% ../../nbs/03_toy_streets.ipynb #9181162f
 def plan_things(dice: Dice, left: float, right: float, pavement: float, difficulty: float) -> list[Thing]:
     "Everything in the street, from far to near; kerbs at `left` and `right`, metres."
     busy = 0.5 + difficulty
@@ -396,7 +408,7 @@ def average(image: np.ndarray) -> np.ndarray:
     small *= np.float32(0.25)
     return small
 
-
+# %% ../../nbs/03_toy_streets.ipynb #c6f8c93a
 def soften(image: np.ndarray, strength: float) -> np.ndarray:
     "Move each pixel towards the mean of its two neighbours, along rows and then along columns; in place."
     for axis in (1, 2):
@@ -408,7 +420,7 @@ def soften(image: np.ndarray, strength: float) -> np.ndarray:
         lines[:, 1:-1] += change
     return image
 
-
+# %% ../../nbs/03_toy_streets.ipynb #be1b9fdc
 def expose(image: np.ndarray, dice: Dice, noise: float) -> np.ndarray:
     "Add noise of the given standard deviation in grey levels and round to uint8 (h, w, 3)."
     dots = dice.bytes(*image.shape)
@@ -426,7 +438,7 @@ def borders(label: np.ndarray) -> np.ndarray:
     edge[:, 1:] |= label[:, 1:] != label[:, :-1]
     return edge
 
-
+# %% ../../nbs/03_toy_streets.ipynb #748cc712
 def annotate(label: np.ndarray, dice: Dice, share: float = 0.2) -> np.ndarray:
     "Set to VOID: a share of the borders, block by block, some edges of the image, and specks; in place."
     h, w = label.shape
@@ -441,7 +453,7 @@ def annotate(label: np.ndarray, dice: Dice, share: float = 0.2) -> np.ndarray:
     label.reshape(-1)[specks.astype(np.int64)] = VOID
     return label
 
-# %% ../../nbs/03_toy_streets.ipynb #748cc712
+# %% ../../nbs/03_toy_streets.ipynb #dd3c9e00
 class Street(NamedTuple):
     "The plan of one scene; lengths in metres."
     left: float
@@ -451,13 +463,13 @@ class Street(NamedTuple):
     lots: list
     things: list
 
-
+# %% ../../nbs/03_toy_streets.ipynb #927b0047
 def _shadow_ends(dice, light, lots, kerb):
     reach, sun_is_low_on_the_left = dice.uniform(0.2, 0.9), light.shadow < 0.7 and light.left < light.right
     if not sun_is_low_on_the_left: return [(0.0, -99.0)]
     return [(lot.near, kerb + reach * (lot.height if lot.kind == "house" else 2.0)) for lot in lots if lot.x < 0]
 
-
+# %% ../../nbs/03_toy_streets.ipynb #12376ec7
 def plan_street(dice: Dice, light: Light, difficulty: float) -> Street:
     "Throw the dice for one street."
     lane, pavement, parking = dice.bell(2.4, 3.8), dice.bell(1.4, 3.6), dice.choice((0.3, 1.0, 2.0))
@@ -470,7 +482,15 @@ def plan_street(dice: Dice, light: Light, difficulty: float) -> Street:
                     zebra=dice.uniform(10, 30) if dice.chance(0.3) else FAR, phase=dice.uniform(0, 9))
     return Street(left, right, pavement, ground, lots, plan_things(dice, left, right, pavement, difficulty))
 
+# %% ../../nbs/03_toy_streets.ipynb #aef0dbf1
+def paint_bonnet(painter: Painter) -> None:
+    "The bonnet of our own car at the lower edge, which has no class."
+    camera, z = painter.camera, 1.2
+    foot = camera.eye - (camera.height - camera.horizon) * z / camera.focal - 0.08
+    bonnet = furniture()["bonnet"]._replace(width=1.7, height=0.2)
+    painter.stand(bonnet, VOID, painter.dice.uniform(-0.4, 0.4), z, foot, fill=(40, 44, 52))
 
+# %% ../../nbs/03_toy_streets.ipynb #44fb0568
 def paint_street(painter: Painter, street: Street) -> None:
     "Ground, shadows, backdrop, lots, things: from far to near."
     paint_ground(painter, street.ground)
@@ -482,15 +502,7 @@ def paint_street(painter: Painter, street: Street) -> None:
     for thing in street.things: PUT[thing.kind](painter, thing)
     if painter.dice.chance(0.12): paint_bonnet(painter)
 
-
-def paint_bonnet(painter: Painter) -> None:
-    "The bonnet of our own car at the lower edge, which has no class."
-    camera, z = painter.camera, 1.2
-    foot = camera.eye - (camera.height - camera.horizon) * z / camera.focal - 0.08
-    bonnet = furniture()["bonnet"]._replace(width=1.7, height=0.2)
-    painter.stand(bonnet, VOID, painter.dice.uniform(-0.4, 0.4), z, foot, fill=(40, 44, 52))
-
-# %% ../../nbs/03_toy_streets.ipynb #dd3c9e00
+# %% ../../nbs/03_toy_streets.ipynb #f9fbc83a
 class Scene(NamedTuple):
     "A drawn street and all that is known of it."
     image: np.ndarray  # uint8 (h, w, 3)
@@ -498,21 +510,21 @@ class Scene(NamedTuple):
     depth: np.ndarray  # float32 (h, w), metres along the street; FAR for the sky
     instances: np.ndarray  # uint16 (h, w), 0 = none, else the number of a car, tree, post, sign, person or bicyclist
 
-
+# %% ../../nbs/03_toy_streets.ipynb #f92daba5
 def choose_light(dice: Dice, difficulty: float) -> Light:
     "Sun, clouds or dusk; the sun on either side."
     throw, sun = dice.random(), 0.7 - 0.35 * difficulty
     light = LIGHTS["sun" if throw < sun else "overcast" if throw < 1 - 0.3 * difficulty else "dusk"]
     return light._replace(left=light.right, right=light.left) if dice.chance(0.5) else light
 
-
+# %% ../../nbs/03_toy_streets.ipynb #5a62b2dd
 def set_up(size: tuple[int, int], dice: Dice, difficulty: float) -> Painter:
     "Camera, light and season of a scene, at SUPER times the size."
     h, w = SUPER * size[0], SUPER * size[1]
     camera = Camera(h, w, 1.1 * h, h * dice.bell(0.41, 0.55), w * dice.bell(0.35, 0.65), dice.uniform(1.4, 1.8))
     return Painter(camera, choose_light(dice, difficulty), SEASONS[dice.choice(tuple(SEASONS))], dice)
 
-
+# %% ../../nbs/03_toy_streets.ipynb #0ec40926
 def render(size: tuple[int, int], seed: int, index: int, difficulty: float) -> Scene:
     "Draw scene `index` of `seed`."
     dice = Dice(seed, index)
@@ -526,10 +538,25 @@ def render(size: tuple[int, int], seed: int, index: int, difficulty: float) -> S
     instances = np.array(canvas.instances, np.uint16).take(numbers)
     return Scene(image, label, canvas.depth[::SUPER, ::SUPER].copy(), instances)
 
-# %% ../../nbs/03_toy_streets.ipynb #12376ec7
+# %% ../../nbs/03_toy_streets.ipynb #1f4a0024
 SMALLEST = 32  # pixels
 
 
+def _whole(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}. Try {max(least, 100)}.")
+    return int(value)
+
+# %% ../../nbs/03_toy_streets.ipynb #e25f5c3f
+def _checked(size, count, seed, difficulty):
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise ValueError(f"size must be (height, width) in pixels; got {size!r}. Pass for example size=(96, 128).")
+    size = tuple(_whole(f"size[{i}]", side, SMALLEST) for i, side in enumerate(size))
+    if not isinstance(difficulty, (int, float, np.number)) or not 0 <= difficulty <= 1:
+        raise ValueError(f"difficulty must lie between 0 (easy) and 1 (hard); got {difficulty!r}. The default is 0.5.")
+    return size, _whole("count", count, 0), _whole("seed", seed, 0), float(difficulty)
+
+# %% ../../nbs/03_toy_streets.ipynb #e9f01eb6
 class ToyStreets:
     """Street scenes drawn on the fly; item i is (image uint8 (h, w, 3), label uint8 (h, w)), the same on every machine.
 
@@ -563,18 +590,3 @@ class ToyStreets:
 
     def __repr__(self) -> str:
         return f"ToyStreets(size={self.size}, count={self.count}, seed={self.seed}, difficulty={self.difficulty})"
-
-
-def _whole(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}. Try {max(least, 100)}.")
-    return int(value)
-
-
-def _checked(size, count, seed, difficulty):
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"size must be (height, width) in pixels; got {size!r}. Pass for example size=(96, 128).")
-    size = tuple(_whole(f"size[{i}]", side, SMALLEST) for i, side in enumerate(size))
-    if not isinstance(difficulty, (int, float, np.number)) or not 0 <= difficulty <= 1:
-        raise ValueError(f"difficulty must lie between 0 (easy) and 1 (hard); got {difficulty!r}. The default is 0.5.")
-    return size, _whole("count", count, 0), _whole("seed", seed, 0), float(difficulty)

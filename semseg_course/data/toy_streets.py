@@ -7,8 +7,8 @@ Docs: https://semseg-course.github.io/semseg_course/toy_streets.html.md"""
 # %% auto #0
 __all__ = ['GROUND', 'KIND', 'REACH', 'CELLS', 'PUT', 'SHADOWS', 'SMALLEST', 'cross_section', 'Ground', 'paint_ground',
            'cast_shadow', 'sky', 'paint_roof', 'paint_house', 'Lot', 'plan_lots', 'paint_garden', 'paint_border',
-           'paint_lots', 'paint_backdrop', 'Thing', 'put_car', 'put_tree', 'put_lamp', 'put_sign', 'put_signal',
-           'put_bollards', 'dressed', 'put_person', 'put_cyclist', 'put_clutter', 'along', 'plan_things', 'develop',
+           'paint_lots', 'paint_backdrop', 'Thing', 'put_tree', 'put_lamp', 'put_sign', 'put_signal', 'put_bollards',
+           'put_car', 'dressed', 'put_person', 'put_cyclist', 'put_clutter', 'along', 'plan_things', 'develop',
            'average', 'soften', 'expose', 'borders', 'annotate', 'Street', 'plan_street', 'paint_bonnet',
            'paint_street', 'Scene', 'choose_light', 'set_up', 'render', 'ToyStreets']
 
@@ -264,18 +264,6 @@ class Thing(NamedTuple):
     kind: str
     way: int = 1
 
-# %% ../../nbs/03_toy_streets.ipynb #7676c413
-def put_car(p: Painter, thing: Thing) -> None:
-    "A car: cabin and nose, or rear, and the side that we see."
-    dice, (z, x, _, way), number = p.dice, thing, p.number()
-    kind = "bus" if dice.chance(0.06) else dice.choice(("small", "small", "small", "saloon", "saloon", "van"))
-    body, colour = bodies()[kind], tint(dice, BODYWORK)
-    half, side = body.rear.width / 2, body.side if way > 0 else body.side.mirrored()
-    more, bonnet = dict(instance=number, body=colour), 0.25 if kind in ("bus", "van") else 1.1
-    if way < 0: p.stand(body.cabin, CAR, x, z + bonnet, **more)
-    if abs(x) > half: p.flank(side, CAR, x - half if x > 0 else x + half, z, z + body.length, **more)
-    p.stand(body.rear if way > 0 else body.nose, CAR, x, z, **more)
-
 # %% ../../nbs/03_toy_streets.ipynb #9e8ec1b9
 def put_tree(p: Painter, thing: Thing) -> None:
     "A street tree."
@@ -311,6 +299,18 @@ def put_bollards(p: Painter, thing: Thing) -> None:
     "Three bollards in a row, far to near."
     for step in (3.0, 1.5, 0.0):
         p.patch(POLE, thing.x, thing.z + step, 0.12, 1.0, instance=p.number(), fill=(50, 52, 54))
+
+# %% ../../nbs/03_toy_streets.ipynb #7676c413
+def put_car(p: Painter, thing: Thing) -> None:
+    "A car: cabin and nose, or rear, and the side that we see."
+    dice, (z, x, _, way), number = p.dice, thing, p.number()
+    kind = "bus" if dice.chance(0.06) else dice.choice(("small", "small", "small", "saloon", "saloon", "van"))
+    body, colour = bodies()[kind], tint(dice, BODYWORK)
+    half, side = body.rear.width / 2, body.side if way > 0 else body.side.mirrored()
+    more, bonnet = dict(instance=number, body=colour), 0.25 if kind in ("bus", "van") else 1.1
+    if way < 0: p.stand(body.cabin, CAR, x, z + bonnet, **more)
+    if abs(x) > half: p.flank(side, CAR, x - half if x > 0 else x + half, z, z + body.length, **more)
+    p.stand(body.rear if way > 0 else body.nose, CAR, x, z, **more)
 
 # %% ../../nbs/03_toy_streets.ipynb #beaa25cd
 def dressed(dice: Dice) -> dict:

@@ -107,14 +107,6 @@ def tile_trust(
                      for s in (height, width))
     return (rows[:, None] * columns) ** 4
 
-# %% ../nbs/92_prediction.ipynb #4e2d18d3
-def _check_sizes(tile, overlap, multiple):
-    if multiple < 1 or overlap < 0:
-        raise ValueError(f"multiple must be at least 1 and overlap at least 0; got {multiple} and {overlap}.")
-    if tile is not None and (len(tile) != 2 or overlap >= min(tile)):
-        raise ValueError(f"tile must be (height, width), both more than overlap = {overlap}; got {tuple(tile)}. "
-                         "Take larger tiles or less overlap.")
-
 # %% ../nbs/92_prediction.ipynb #6bb25caf
 def _tiled(run, image, tile, overlap):
     h, w = image.shape[-2:]
@@ -129,13 +121,21 @@ def _tiled(run, image, tile, overlap):
             weight[here] += trust
     return total.div_(weight)
 
-# %% ../nbs/92_prediction.ipynb #dfde878c
+# %% ../nbs/92_prediction.ipynb #4e2d18d3
+def _check_sizes(tile, overlap, multiple):
+    if multiple < 1 or overlap < 0:
+        raise ValueError(f"multiple must be at least 1 and overlap at least 0; got {multiple} and {overlap}.")
+    if tile is not None and (len(tile) != 2 or overlap >= min(tile)):
+        raise ValueError(f"tile must be (height, width), both more than overlap = {overlap}; got {tuple(tile)}. "
+                         "Take larger tiles or less overlap.")
+
+# %% ../nbs/92_prediction.ipynb #0dc72ef8
 class Prediction(NamedTuple):
     "What `predict` found in one image."
     label: np.ndarray  # the most probable class of each pixel, uint8 (h, w)
     probabilities: Tensor  # float32 on the CPU, sum 1 over the classes, (classes, h, w)
 
-
+# %% ../nbs/92_prediction.ipynb #b119396d
 def predict(
     network: nn.Module,  # images (1, 3, h, w) -> scores (1, classes, h, w)
     image: np.ndarray | Tensor,  # uint8 (h, w, 3), or a normalized float tensor (3, h, w)
@@ -187,6 +187,16 @@ def write_mask(
 # %% ../nbs/92_prediction.ipynb #6e2e3128
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+
+def _inside(path):
+    "The file itself, or the images right in a folder."
+    if path.is_file(): return [path]
+    inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+    if not inside:
+        raise ValueError(f"{path} has no images: expected files ending in {', '.join(_SUFFIXES)}. "
+                         "Folders inside it are not searched: name them.")
+    return inside
+
 # %% ../nbs/92_prediction.ipynb #480cf2ee
 def find_images(
     images,  # a file, a folder, or a list of them
@@ -198,15 +208,7 @@ def find_images(
     given = [Path(p) for p in ([images] if isinstance(images, (str, Path)) else images)]
     if missing := [str(p) for p in given if not p.exists()]:
         raise FileNotFoundError(f"images must be files or folders; not there: {', '.join(missing)}.")
-    found = []
-    for path in given:
-        inside = [path] if path.is_file() else sorted(
-            p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
-        if not inside:
-            raise ValueError(f"{path} has no images: expected files ending in {', '.join(_SUFFIXES)}. "
-                             "Folders inside it are not searched: name them.")
-        found += inside
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(file for path in given for file in _inside(path)))
 
 # %% ../nbs/92_prediction.ipynb #2fbbe462
 def output_names(
@@ -223,7 +225,7 @@ def output_names(
 # %% ../nbs/92_prediction.ipynb #a2d7763e
 _FOLDERS = {"masks": ".png", "overlays": ".jpg", "probabilities": ".npy"}
 
-# %% ../nbs/92_prediction.ipynb #6d94aba3
+
 def _targets(files, out, probabilities):
     kinds = [kind for kind in _FOLDERS if kind != "probabilities" or probabilities]
     targets = [{kind: Path(out) / kind / (name + _FOLDERS[kind]) for kind in kinds} for name in output_names(files)]
@@ -243,7 +245,15 @@ def _write(target, image, found, classes):
     if "probabilities" in target:
         np.save(target["probabilities"], found.probabilities.half().numpy())
 
-# %% ../nbs/92_prediction.ipynb #be18d330
+# %% ../nbs/92_prediction.ipynb #02ebc205
+def _try_to_read(file, unreadable):
+    "The image, or None and the reason among `unreadable`."
+    try:
+        return read_image(file)
+    except ValueError as error:
+        unreadable.append(str(error))
+
+# %% ../nbs/92_prediction.ipynb #fb0eec13
 def predict_folder(
     network: nn.Module,  # images (1, 3, h, w) -> scores (1, classes, h, w)
     classes: ClassTable,  # names and colours
@@ -260,11 +270,7 @@ def predict_folder(
     files, masks, unreadable = find_images(images), [], []
     targets = _targets(files, out, probabilities)
     for file, target in zip(tqdm(files, unit="image", disable=not progress), targets):
-        try:
-            image = read_image(file)
-        except ValueError as error:
-            unreadable.append(str(error))
-            continue
+        if (image := _try_to_read(file, unreadable)) is None: continue
         _write(target, image, predict(network, image, **settings), classes)
         masks.append(target["masks"])
     if unreadable:

@@ -52,10 +52,14 @@ def load_tensors(
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[dict[str, Tensor], list[dict]]:  # running means by "parameter.name", and the groups' plain settings
-    "The state of an optimiser as flat tensors and JSON."
+    """The state of an optimiser as flat tensors and JSON.
+
+    Raises: ValueError for an optimiser that keeps anything else.
+    """
     state = optimizer.state_dict()
-    tensors = {f"{i}.{name}": value for i, values in state["state"].items() for name, value in values.items()
-               if isinstance(value, Tensor)}
+    tensors = {f"{i}.{name}": value for i, values in state["state"].items() for name, value in values.items()}
+    plain = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if plain: raise ValueError(f"optimizer must keep tensors only; got {plain[0]}. Use one of torch.optim.")
     return tensors, state["param_groups"]
 
 
@@ -77,12 +81,13 @@ def save_checkpoint(
     "Keep everything that resuming needs as `folder/epoch_NNNN`, then delete the older ones."
     final = Path(folder) / f"epoch_{state['epoch']:04d}"
     part = final.with_suffix(".tmp")
-    for old in (part, final): shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     save_tensors(part / "network.safetensors", network.state_dict())
     tensors, groups = optimizer_tensors(optimizer)
     save_tensors(part / "optimizer.safetensors", tensors, {"groups": groups})
     (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)  # there only when an epoch is saved a second time
     part.rename(final)
     for other in Path(folder).glob("epoch_*"):
         if other != final: shutil.rmtree(other)

@@ -56,7 +56,8 @@ def difference(
     got, expected = _plain(got), _plain(expected)
     if isinstance(expected, (tuple, list)): return _sequence_difference(got, expected)
     if isinstance(expected, str) or expected is None:
-        return "" if got == expected else f"must be {expected!r}, yours gave {got!r}"
+        same = type(got) is type(expected) and got == expected
+        return "" if same else f"must be {expected!r}, yours gave {_short(got)}"
     try: ours, theirs = np.asarray(expected), np.asarray(got)
     except ValueError: return f"must be an array of shape {np.shape(expected)}, yours gave {got!r}"
     if ours.dtype == bool and theirs.dtype != bool: return f"must be true or false values, yours gave {_short(got)}"
@@ -92,8 +93,10 @@ def _answers(function: Callable, tries: list[tuple]) -> list:
     return [function(*copy.deepcopy(arguments)) for arguments in tries]
 
 
-def _agree(function: Callable, answers: list, tries: list[tuple]) -> bool:
-    return all(not difference(a, b) for a, b in zip(answers, _answers(function, tries)))
+def _agree(mistake: Callable, answers: list, tries: list[tuple]) -> bool:
+    "Whether the mistake explains the answers; one that stops with an error explains nothing."
+    try: return all(not difference(a, b) for a, b in zip(answers, _answers(mistake, tries)))
+    except Exception: return False
 
 
 def check(
@@ -105,16 +108,16 @@ def check(
 
     Raises: ValueError naming the exercises there are.
     """
-    exercise = exercise or find(name)
-    answers = []
+    exercise, answers = exercise or find(name), []
+    called = getattr(function, "__name__", exercise.solution.__name__)
     for number, arguments in enumerate(exercise.tries, 1):
-        shown = f"Try {number} of {len(exercise.tries)}, {function.__name__}({', '.join(_short(a) for a in arguments)})"
+        shown = f"Try {number} of {len(exercise.tries)}, {called}({', '.join(_short(a) for a in arguments)})"
         try: answers.append(function(*copy.deepcopy(arguments)))
         except Exception as error:
             return Verdict(False, f"{name}: not yet. {shown} stopped with {type(error).__name__}: {error}")
     if all(answer is None for answer in answers):
         return Verdict(False, f"{name}: not done yet. Replace the dots by your code.")
-    return _judge(name, exercise, answers, function.__name__)
+    return _judge(name, exercise, answers, called)
 
 
 def _judge(name: str, exercise: Exercise, answers: list, function: str) -> Verdict:

@@ -6,7 +6,7 @@ Docs: https://semseg-course.github.io/semseg_course/how_to_run.html.md"""
 
 # %% auto #0
 __all__ = ['project_root', 'read_settings', 'chapter_names', 'declared_parameters', 'chapter_parameters', 'peak_memory',
-           'machine', 'run_chapter', 'run_chapters', 'write_result', 'result']
+           'machine', 'write_json', 'read_json', 'run_chapter', 'run_chapters', 'write_result', 'result']
 
 # %% ../nbs/00_how_to_run.ipynb #0e2dd4ce
 import ast
@@ -80,7 +80,7 @@ def chapter_parameters(
     chapter: str,  # such as "02_metrics"
     profile: str,  # a section of settings.ini
     root: Path | None = None,  # a clone of the course; found when not given
-    **changes,  # values that win over the profile's
+    changes: dict | None = None,  # values that win over the profile's
 ) -> dict:
     """The parameters of `chapter` that `profile` and `changes` set.
 
@@ -90,7 +90,7 @@ def chapter_parameters(
     _one_of("profile", profile, _profile_names(root))
     _one_of("chapter", chapter, chapter_names(root))
     sections, known = read_settings(root), declared_parameters(root / "nbs" / f"{chapter}.ipynb")
-    own = sections.get(f"{profile}.{chapter}", {}) | changes
+    own = sections.get(f"{profile}.{chapter}", {}) | (changes or {})
     for name in own: _one_of(f"parameter of {chapter}", name, known)
     return {name: value for name, value in sections[profile].items() if name in known} | own
 
@@ -141,33 +141,43 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _write_json(path: Path, content: dict):
-    "All or nothing: a reader never sees half a file."
+def write_json(path: Path, content: dict):
+    "Write a JSON file, all or nothing: a reader never sees half of it."
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.tmp")
     part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def read_json(path: Path) -> dict:
+    """The content of a JSON file.
+
+    Raises: ValueError naming a damaged file.
+    """
+    try: return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: expected JSON, got {error}. Restore or delete it.") from None
 
 # %% ../nbs/00_how_to_run.ipynb #fb098a96
 def run_chapter(
     chapter: str,  # such as "02_metrics"
     profile: str,  # a section of settings.ini
     root: Path | None = None,  # a clone of the course; found when not given
-    **changes,  # parameters that win over the profile's
+    changes: dict | None = None,  # parameters that win over the profile's
 ) -> dict:
     """Execute one chapter, keep it under `_runs/PROFILE/` and its record in `summary.json` there, return the record.
 
     Units: seconds, MiB.
     """
     root = root or project_root()
-    parameters = chapter_parameters(chapter, profile, root, **changes)
+    parameters = chapter_parameters(chapter, profile, root, changes)
     target = root / "_runs" / profile / f"{chapter}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     record = _in_child(str(root / "nbs" / f"{chapter}.ipynb"), str(target), parameters, str(root / "nbs"))
     record |= dict(parameters=parameters, date=datetime.datetime.now().isoformat(timespec="seconds"), **machine())
     summary = root / "_runs" / profile / "summary.json"
-    chapters = json.loads(summary.read_text())["chapters"] if summary.is_file() else {}
-    _write_json(summary, dict(profile=profile, chapters=chapters | {chapter: record}))
+    chapters = read_json(summary)["chapters"] if summary.is_file() else {}
+    write_json(summary, dict(profile=profile, chapters=chapters | {chapter: record}))
     return record
 
 
@@ -186,16 +196,16 @@ def run_chapters(
     profile: str,  # a section of settings.ini
     root: Path | None = None,  # a clone of the course; found when not given
     say=print,  # where a line a chapter goes
-    **changes,  # parameters that win over the profile's
+    changes: dict | None = None,  # parameters that win over the profile's
 ) -> bool:
     "Execute chapters one after the other, go on after a failure, and return whether all of them ran to their end."
     root = root or project_root()
     names = list(names) or chapter_names(root)
-    for name in names: chapter_parameters(name, profile, root, **changes)  # all are checked before the first runs
+    for name in names: chapter_parameters(name, profile, root, changes)  # all are checked before the first runs
     failed = []
     for number, name in enumerate(names, 1):
         say(f"[{number}/{len(names)}] {name} ...")
-        record = run_chapter(name, profile, root, **changes)
+        record = run_chapter(name, profile, root, changes)
         say(_line(name, record))
         if not record["ok"]: failed.append(name)
     say(f"{len(names) - len(failed)} of {len(names)} chapters ran; executed copies: {root / '_runs' / profile}")
@@ -220,7 +230,7 @@ def write_result(
     path = Path(folder or project_root() / "results") / f"{name}.json"
     today = datetime.date.today().isoformat()
     about = dict(name=name, command=command, seed=seed, seconds=round(seconds, 2), date=today)
-    _write_json(path, about | machine() | dict(figures=figures))
+    write_json(path, about | machine() | dict(figures=figures))
     return path
 
 
@@ -233,7 +243,7 @@ def result(
     Raises: FileNotFoundError naming the results there are.
     """
     files = {path.stem: path for path in _result_files(folder)}
-    if name in files: return json.loads(files[name].read_text(encoding="utf-8"))
+    if name in files: return read_json(files[name])
     raise FileNotFoundError(f"no result {name!r}; there are: {', '.join(sorted(files)) or 'none'}.")
 
 

@@ -157,3 +157,71 @@ def test_two_processes_by_the_command_line(tmp_path):
 def test_bare_command_shows_help():
     outcome = CliRunner().invoke(app, [])
     assert "train" in outcome.output and "predict" in outcome.output
+
+
+def test_one_validation_image_on_two_processes_does_not_hang(tmp_path):
+    program = str(Path(sys.executable).parent / "semseg-course")
+    line = [program, *TINY[:1], "--scenes", "8", *TINY[3:], "--frozen-norm", "--processes", "2", "--run", str(tmp_path / "r")]
+    done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "r/settings.json").read_text())["options"]["processes"] == 2
+
+
+def test_several_processes_are_checked_before_they_start(tmp_path):
+    assert "--frozen-norm is needed" in call(*TINY, "--processes", 2, "--run", tmp_path / "a", code=2)
+    assert "multiple of 3" in call(*TINY, "--processes", 3, "--frozen-norm", "--run", tmp_path / "b", code=2)
+
+
+def test_a_start_that_failed_does_not_block_its_folder(tmp_path):
+    call(*TINY, "--accumulate", 100, "--run", tmp_path / "run", code=2)
+    call(*TINY, "--run", tmp_path / "run")
+
+
+@pytest.fixture
+def own(tmp_path):
+    "A reader's own two-class data, 64x96 images."
+    for split, count in (("train", 8), ("val", 3)):
+        for kind in ("images", "labels"): (tmp_path / "own" / split / kind).mkdir(parents=True)
+        for i in range(count):
+            image, label = ToyStreets((64, 96), count, 7)[i]
+            Image.fromarray(image).save(tmp_path / "own" / split / "images" / f"{i}.png")
+            halves = Image.fromarray(np.where(label == VOID, VOID, label // 6))
+            halves.save(tmp_path / "own" / split / "labels" / f"{i}.png")
+    table = dict(names=["first", "second"], palette=[[0, 0, 0], [255, 0, 0]])
+    (tmp_path / "own/classes.json").write_text(json.dumps(table))
+    return tmp_path / "own"
+
+
+def test_predict_works_at_the_size_of_the_run_as_validate_does(own, tmp_path):
+    from semseg_course.metrics import confusion_matrix, mean_iou
+    line = ["train", "--data", "folder", "--root", own, "--size", "32x48", "--epochs", 2, "--width", 0.2, "--workers", 0]
+    call(*line, "--run", tmp_path / "run")
+    table = call("validate", tmp_path / "run")
+    call("predict", tmp_path / "run", own / "val/images", "--out", tmp_path / "out")
+    matrix = sum(confusion_matrix(np.asarray(Image.open(tmp_path / f"out/masks/{i}.png")),
+                                  np.asarray(Image.open(own / f"val/labels/{i}.png")), 2) for i in range(3))
+    assert f"| **mean IoU** | **{100 * mean_iou(matrix):.1f}** |" in table
+    assert "works on whole images" in call("predict", tmp_path / "run", own / "val/images", "--tile", "32x32", code=2)
+
+
+def test_a_damaged_file_is_named_before_training_starts(own, tmp_path):
+    damaged = own / "train/images/3.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    line = ["train", "--data", "folder", "--root", own, "--epochs", 1, "--width", 0.2, "--run", tmp_path / "run"]
+    output = call(*line, code=2)
+    assert "3.png" in output and not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["settings.json"])
+def test_a_damaged_run_is_named(run, tmp_path, name):
+    (tmp_path / name).write_text("")
+    assert f"{tmp_path / name} is damaged" in " ".join(call("validate", tmp_path, code=2).replace("\n", "").split())
+
+
+def test_a_run_of_an_older_version_takes_defaults(run, tmp_path):
+    import shutil
+    shutil.copytree(run, tmp_path / "old")
+    kept = json.loads((run / "settings.json").read_text())
+    del kept["options"]["difficulty"]
+    (tmp_path / "old/settings.json").write_text(json.dumps(kept))
+    assert call("validate", tmp_path / "old") == call("validate", run)

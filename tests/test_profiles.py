@@ -39,11 +39,11 @@ def test_a_failing_chapter_is_shown_and_does_not_stop_the_others(course):
 
 def test_parameters_win_over_the_profile_and_unknown_ones_are_listed(course):
     assert chapter_parameters("02_bad", "smoke", course) == {"seed": 7, "steps": 3}
-    assert chapter_parameters("02_bad", "smoke", course, steps=9)["steps"] == 9
+    assert chapter_parameters("02_bad", "smoke", course, dict(steps=9))["steps"] == 9
     for arguments, words in ((("02_bad", "smok"), "there are: smoke, colab"), (("02_bat", "smoke"), "01_good, 02_bad")):
         with pytest.raises(ValueError, match=words): chapter_parameters(*arguments, course)
     with pytest.raises(ValueError, match="there are: seed, steps"):
-        chapter_parameters("02_bad", "smoke", course, step=1)
+        chapter_parameters("02_bad", "smoke", course, dict(step=1))
 
 
 def test_nothing_runs_when_one_name_is_wrong(course):

@@ -262,7 +262,7 @@ def test_resize_takes_label_values_from_the_label():
 @pytest.mark.parametrize("settings, words", [
     (dict(schedule="cosine"), "one_cycle, poly, constant"), (dict(epochs=0), "epochs must be at least 1"),
     (dict(batch_size=99), "batch_size must be 1 to 12"), (dict(accumulate=9), "accumulate must be at most 3"),
-    (dict(mixed_precision="fp8x"), "no, fp16 or bf16")])
+    (dict(mixed_precision="fp8x"), "no, fp16, bf16")])
 def test_settings_that_cannot_work_are_refused(settings, words):
     with pytest.raises(ValueError, match=words): train(**settings)
 
@@ -271,3 +271,80 @@ def test_input_is_normalised_by_camvids_statistics():
     x = to_input(np.full((2, 2, 3), 128, np.uint8))
     assert x[0, 0, 0] == pytest.approx((128 / 255 - 0.4119) / 0.3071, rel=1e-4)
     assert math.isclose(x.std().item(), x.flatten().std().item())
+
+
+# Resuming notices what changed, loses nothing, and starts from the very beginning when it must
+
+@pytest.mark.parametrize("change", [
+    dict(crop=(24, 40)), dict(look=0.5), dict(scale=(0.5, 1.5)), dict(flip=False), dict(size=(64, 96)), dict(seed=1)])
+def test_a_changed_training_set_cannot_be_resumed(tmp_path, change):
+    train(tmp_path, epochs=1)
+    kept = dict(crop=(24, 32), scale=(0.75, 1.5), look=0.2) | change
+    with pytest.raises(ValueError, match=f"cannot go on: {next(iter(change))} was"):
+        fit(SmallNet(11, width=0.25), TrainingSet(Blocks(12), **kept), epochs=1, batch_size=4, run=tmp_path, resume=True)
+
+
+def test_a_changed_loss_or_optimizer_cannot_be_resumed(tmp_path):
+    train(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match="loss was cross_entropy_terms"):
+        train(tmp_path, resume=True, epochs=1, loss=partial(cross_entropy_terms, class_weights=torch.ones(11)))
+    with pytest.raises(ValueError, match="optimizer was AdamW"):
+        train(tmp_path, resume=True, epochs=1, optimizer=partial(torch.optim.SGD, momentum=0.9))
+
+
+def test_interrupted_in_the_first_epoch_it_starts_from_the_first_weights(tmp_path):
+    class Interrupting(Blocks):
+        left = 7
+
+        def __getitem__(self, i):
+            self.left -= 1
+            if self.left == 0: raise KeyboardInterrupt
+            return super().__getitem__(i)
+
+    torch.manual_seed(0)
+    network, training_set = SmallNet(11, width=0.25), TrainingSet(Interrupting(12), crop=(24, 32))
+    with pytest.raises(KeyboardInterrupt): fit(network, training_set, epochs=2, batch_size=4, run=tmp_path)
+    resumed = fit(network, training_set, epochs=2, batch_size=4, run=tmp_path, resume=True)
+    torch.manual_seed(0)
+    whole = fit(SmallNet(11, width=0.25), training_set, epochs=2, batch_size=4)
+    assert [r["loss"] for r in resumed] == [r["loss"] for r in whole]
+
+
+def test_a_lost_log_is_written_again(tmp_path):
+    train(tmp_path, epochs=2)
+    (tmp_path / "log.jsonl").unlink()
+    train(tmp_path, resume=True, epochs=2)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_absent_class_is_null_in_the_log(tmp_path):
+    class Few(Blocks):
+        def __getitem__(self, i): return super().__getitem__(i)[0], np.zeros((32, 48), np.uint8)
+    fit(SmallNet(11, width=0.25), TrainingSet(Few(4)), Few(2), epochs=1, batch_size=4, run=tmp_path)
+    record = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert None in record["iou"] and record["iou"][0] is not None
+
+
+def test_divergence_is_an_error_not_a_network_of_nan():
+    with pytest.raises(FloatingPointError, match="Lower the learning rate"):
+        train(learning_rate=1e12, schedule="constant", epochs=20, optimizer=torch.optim.SGD)
+
+
+def test_fp16_needs_a_gpu():
+    if torch.cuda.is_available(): pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="use bf16 on a CPU"): train(mixed_precision="fp16")
+
+
+def test_the_network_is_its_own_again_after_a_run():
+    network, _ = train(epochs=1, mixed_precision="bf16")
+    image = torch.randn(1, 3, 32, 48)
+    clean = SmallNet(11, width=0.25)
+    clean.load_state_dict(network.state_dict())
+    assert torch.equal(network.eval()(image), clean.eval().to(memory_format=torch.channels_last)(image))
+
+
+def test_images_of_several_sizes_need_a_size_or_a_crop():
+    data = Blocks(4)
+    data.sizes = [(32, 48), (32, 48), (30, 48), (32, 48)]
+    with pytest.raises(ValueError, match="2 sizes.*give size or crop"): TrainingSet(data)
+    TrainingSet(data, crop=(16, 16)), TrainingSet(data, size=(32, 48))

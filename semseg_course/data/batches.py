@@ -10,6 +10,7 @@ __all__ = ['MEAN', 'STD', 'to_input', 'from_input', 'resize', 'pad_to', 'random_
 
 # %% ../../nbs/05b_batches.ipynb #a645ecb1
 from collections.abc import Iterator
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -139,10 +140,20 @@ class TrainingSet(Dataset):
         flip: bool = True,  # mirror every second image
         seed: int = 0,
     ):
+        sizes = sorted(set(getattr(dataset, "sizes", ())))
+        if len(sizes) > 1 and not (size or crop):
+            raise ValueError(f"images have {len(sizes)} sizes, such as {sizes[0]} and {sizes[-1]}, and a batch needs one: "
+                             "give size or crop.")
         self.dataset, self.size, self.crop, self.scale = dataset, size, crop, scale
         self.look, self.flip, self.seed = look, flip, seed
 
     def __len__(self) -> int: return len(self.dataset)
+
+    def settings(self) -> dict:
+        "All that decides what a step sees, ready for JSON."
+        names = crc32("\n".join(getattr(self.dataset, "names", ())).encode())
+        return dict(images=len(self), names=names, size=self.size, crop=self.crop, scale=self.scale, look=self.look,
+                    flip=self.flip, seed=self.seed)
 
     def __getitem__(self, where: tuple[int, int]) -> tuple[Tensor, Tensor]:
         image, label = self.dataset[where[1]]

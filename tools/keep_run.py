@@ -1,0 +1,63 @@
+"""Keep the figures of a finished run under results/, and a picture of its predictions under images/.
+
+    python tools/keep_run.py runs/camvid_small camvid_small --picture images/06_camvid_predictions.jpg
+"""
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from semseg_course.cli import _defaults, open_data, open_run
+from semseg_course.data.labels import colorize
+from semseg_course.metrics import class_maximum
+from semseg_course.profiles import write_result
+from semseg_course.training import evaluate, image_scores
+
+LEAVE_OUT = ("run", "root", "resume", "processes", "scenes", "difficulty")  # where it lay, or without a meaning here
+
+
+def command_line(options: dict, defaults: dict) -> str:
+    "The command that makes the run again: every option that is not at its default."
+    text = lambda v: "x".join(map(str, v)) if isinstance(v, tuple) and all(isinstance(i, int) for i in v) else (
+        ",".join(map(str, v)) if isinstance(v, tuple) else str(v))
+    given = [f"--{name.replace('_', '-')} {text(value)}" for name, value in options.items()
+             if name not in LEAVE_OUT and value != defaults.get(name)]
+    return " ".join(["semseg-course train", *given])
+
+
+def picture(network, dataset, images: int = 3) -> Image.Image:
+    "Rows of image, label and prediction, evenly spread over the data set, at half size."
+    rows = []
+    for i in np.linspace(0, len(dataset) - 1, images).astype(int):
+        image, label = dataset[i]
+        found = np.asarray(class_maximum(image_scores(network, image).detach().cpu()))[0]
+        rows.append(np.concatenate([image, *(colorize(x, dataset.classes) for x in (label, found))], 1)[::2, ::2])
+    return Image.fromarray(np.concatenate(rows))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("name", help="the result's name")
+    parser.add_argument("--picture", type=Path, help="where to keep rows of image, label and prediction")
+    arguments = parser.parse_args()
+    network, options, classes = open_run(arguments.run)
+    dataset = open_data(options, "val")
+    scores = evaluate(network, dataset, options["size"])
+    history = [json.loads(line) for line in (arguments.run / "log.jsonl").read_text().splitlines()]
+    figures = dict(
+        split="val", images=len(dataset), epochs=len(history), parameters=sum(p.numel() for p in network.parameters()),
+        **{name: scores[name] for name in ("loss", "miou", "pixel_accuracy", "mean_accuracy")},
+        iou=dict(zip(classes.names, scores["iou"])), matrix=scores["matrix"],
+        history=[{k: r[k] for k in ("epoch", "loss", "val_loss", "miou", "seconds", "images_per_second") if k in r}
+                 for r in history])
+    seconds = sum(r["seconds"] for r in history)
+    command = command_line(options, _defaults())
+    path = write_result(arguments.name, figures, command, seconds, options["seed"])
+    print(f"wrote {path}: mIoU {scores['miou']:.4f}")
+    if arguments.picture: picture(network, dataset).save(arguments.picture, quality=90)
+
+
+if __name__ == "__main__": main()

@@ -6,8 +6,8 @@ Docs: https://semseg-course.github.io/semseg_course/command_line.html.md"""
 
 # %% auto #0
 __all__ = ['Data', 'Weights', 'Schedule', 'Optimizer', 'Precision', 'Split', 'app', 'RunFolder', 'Root', 'WeightFile',
-           'parse_size', 'parse_range', 'read_classes', 'open_data', 'open_checked', 'read_run', 'class_weights',
-           'run_training', 'train', 'worker', 'open_run', 'score_table', 'validate', 'test', 'predict', 'prepare',
+           'parse_size', 'parse_range', 'read_classes', 'open_data', 'open_checked', 'class_weights', 'run_training',
+           'train', 'read_run', 'worker', 'open_run', 'score_table', 'validate', 'test', 'predict', 'prepare',
            'chapters', 'main']
 
 # %% ../nbs/95_command_line.ipynb #b73ba805
@@ -120,24 +120,6 @@ def open_checked(options: dict, split: str):
 def _write_settings(folder: Path, options: dict, classes):
     table = dict(names=classes.names, palette=classes.palette)
     write_json(folder / "settings.json", dict(options=options, classes=table, **machine()))
-
-
-def _defaults() -> dict:
-    "What an option of `train` is when a run was made before the option was there."
-    plain = lambda v: v.value if isinstance(v, Enum) else v
-    given = {name: plain(p.default) for name, p in inspect.signature(train).parameters.items()}
-    return given | dict(scale=parse_range(given["scale"]))
-
-
-def read_run(
-    run: Path,  # the folder of a run
-):
-    "Options and class table of a run.\n\nRaises: FileNotFoundError for a folder that is no run; ValueError for a damaged one."
-    path = Path(run) / "settings.json"
-    if not path.is_file(): raise FileNotFoundError(f"{run} is not the folder of a run: settings.json is missing there.")
-    kept = read_json(path)
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["options"].items()}
-    return _defaults() | options, _class_table(kept["classes"])
 
 
 def _check_processes(processes: int, options: dict):
@@ -291,6 +273,24 @@ def train(
         typer.echo(f"\nInterrupted. Go on with: semseg-course train --resume {options['run']}", err=True)
         raise typer.Exit(130) from None
     raise typer.Exit(code)
+
+# %% ../nbs/95_command_line.ipynb #94145b65
+def _defaults() -> dict:
+    "What an option of `train` is when a run was made before the option was there."
+    plain = lambda v: v.value if isinstance(v, Enum) else v
+    given = {name: plain(p.default) for name, p in inspect.signature(train).parameters.items()}
+    return given | dict(scale=parse_range(given["scale"]))
+
+
+def read_run(
+    run: Path,  # the folder of a run
+):
+    "Options and class table of a run.\n\nRaises: FileNotFoundError for a folder that is no run; ValueError for a damaged one."
+    path = Path(run) / "settings.json"
+    if not path.is_file(): raise FileNotFoundError(f"{run} is not the folder of a run: settings.json is missing there.")
+    kept = read_json(path)
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["options"].items()}
+    return _defaults() | options, _class_table(kept["classes"])
 
 # %% ../nbs/95_command_line.ipynb #765c41e4
 @app.command(hidden=True)

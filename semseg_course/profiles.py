@@ -102,7 +102,7 @@ def _execute(source: str, target: str, parameters: dict, cwd: str, sender):
     started, error = time.time(), None
     try:
         papermill.execute_notebook(source, target, parameters=parameters, cwd=cwd,
-                                   progress_bar=sys.stderr.isatty(), extra_arguments=["--IPKernelApp.log_level=40"])
+                                   progress_bar=sys.stderr.isatty(), extra_arguments=["--IPKernelApp.log_level=50"])
     except PapermillExecutionError as failure:
         error = dict(cell=failure.source, error=f"{failure.ename}: {failure.evalue}")
     except Exception as failure:

@@ -75,21 +75,28 @@ def test_predict_writes_masks_and_overlays(run, scene, tmp_path, extra):
     assert (tmp_path / "out/probabilities").exists() == ("--probabilities" in extra)
 
 
-def test_own_folder_from_training_to_prediction(tmp_path):
-    for split, count in (("train", 10), ("val", 3)):
-        for kind in ("images", "labels"): (tmp_path / "data" / split / kind).mkdir(parents=True)
+@pytest.fixture
+def own(tmp_path):
+    "A reader's own two-class data, 64x96 images."
+    for split, count in (("train", 8), ("val", 3)):
+        for kind in ("images", "labels"): (tmp_path / "own" / split / kind).mkdir(parents=True)
         for i in range(count):
-            image, label = ToyStreets((32, 48), count, 7)[i]
-            Image.fromarray(image).save(tmp_path / "data" / split / "images" / f"{i}.png")
+            image, label = ToyStreets((64, 96), count, 7)[i]
+            Image.fromarray(image).save(tmp_path / "own" / split / "images" / f"{i}.png")
             halves = Image.fromarray(np.where(label == VOID, VOID, label // 6))
-            halves.save(tmp_path / "data" / split / "labels" / f"{i}.png")
+            halves.save(tmp_path / "own" / split / "labels" / f"{i}.png")
     table = dict(names=["first", "second"], palette=[[0, 0, 0], [255, 0, 0]])
-    (tmp_path / "data/classes.json").write_text(json.dumps(table))
-    line = ["train", "--data", "folder", "--root", tmp_path / "data", "--size", "32x48", "--epochs", 1, "--width", 0.2,
-            "--workers", 0, "--batch-size", 5, "--class-weights", "median"]
+    (tmp_path / "own/classes.json").write_text(json.dumps(table))
+    return tmp_path / "own"
+
+
+def test_own_folder_from_training_to_prediction(own, tmp_path):
+    line = ["train", "--data", "folder", "--root", own, "--size", "32x48", "--epochs", 1, "--width", 0.2,
+            "--workers", 0, "--batch-size", 4, "--class-weights", "median"]
     call(*line, "--run", tmp_path / "run")
     assert "first" in call("validate", tmp_path / "run")
-    (tmp_path / "data/classes.json").write_text(json.dumps(dict(names=["first"], palette=[[0, 0, 0]])))
+    assert "test" in call("test", tmp_path / "run", code=2)
+    (own / "classes.json").write_text(json.dumps(dict(names=["first"], palette=[[0, 0, 0]])))
     assert "stray ids" in call(*line, "--run", tmp_path / "run2", code=2)
 
 
@@ -175,21 +182,6 @@ def test_several_processes_are_checked_before_they_start(tmp_path):
 def test_a_start_that_failed_does_not_block_its_folder(tmp_path):
     call(*TINY, "--accumulate", 100, "--run", tmp_path / "run", code=2)
     call(*TINY, "--run", tmp_path / "run")
-
-
-@pytest.fixture
-def own(tmp_path):
-    "A reader's own two-class data, 64x96 images."
-    for split, count in (("train", 8), ("val", 3)):
-        for kind in ("images", "labels"): (tmp_path / "own" / split / kind).mkdir(parents=True)
-        for i in range(count):
-            image, label = ToyStreets((64, 96), count, 7)[i]
-            Image.fromarray(image).save(tmp_path / "own" / split / "images" / f"{i}.png")
-            halves = Image.fromarray(np.where(label == VOID, VOID, label // 6))
-            halves.save(tmp_path / "own" / split / "labels" / f"{i}.png")
-    table = dict(names=["first", "second"], palette=[[0, 0, 0], [255, 0, 0]])
-    (tmp_path / "own/classes.json").write_text(json.dumps(table))
-    return tmp_path / "own"
 
 
 def test_predict_works_at_the_size_of_the_run_as_validate_does(own, tmp_path):

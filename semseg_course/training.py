@@ -382,6 +382,7 @@ def fit(
     steps = optimizer(parameter_groups(network, weight_decay), lr=learning_rate)
     state = Run(run, settings, rank == 0, accelerator.scaler)
     done = state.resume(network, steps, resume)
+    accelerator.wait_for_everyone()  # all have looked for a checkpoint before the first one is written
     state.begin(network, steps)
     wrapped, steps = accelerator.prepare(network, steps)
     with closing(state), _unwrapped(accelerator, wrapped), _bar(settings, done, progress, rank) as bar:

@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from semseg_course.cli import _defaults, open_data, open_run
-from semseg_course.data.labels import colorize
+from semseg_course.data.labels import show
 from semseg_course.metrics import class_maximum
 from semseg_course.profiles import write_result
 from semseg_course.training import evaluate, image_scores
@@ -27,14 +26,15 @@ def command_line(options: dict, defaults: dict) -> str:
     return " ".join(["semseg-course train", *given])
 
 
-def picture(network, dataset, images: int = 3) -> Image.Image:
-    "Rows of image, label and prediction, evenly spread over the data set, at half size."
-    rows = []
+def picture(network, dataset, images: int = 3):
+    "Rows of image, label and prediction, evenly spread over the data set, with a legend."
+    shown = []
     for i in np.linspace(0, len(dataset) - 1, images).astype(int):
         image, label = dataset[i]
         found = np.asarray(class_maximum(image_scores(network, image).detach().cpu()))[0]
-        rows.append(np.concatenate([image, *(colorize(x, dataset.classes) for x in (label, found))], 1)[::2, ::2])
-    return Image.fromarray(np.concatenate(rows))
+        shown += [image, label, found]
+    titles = ["image", "label", "prediction"] + [""] * (len(shown) - 3)
+    return show(shown, titles, columns=3, classes=dataset.classes, width=9)
 
 
 def main():
@@ -57,7 +57,7 @@ def main():
     command = command_line(options, _defaults())
     path = write_result(arguments.name, figures, command, seconds, options["seed"])
     print(f"wrote {path}: mIoU {scores['miou']:.4f}")
-    if arguments.picture: picture(network, dataset).save(arguments.picture, quality=90)
+    if arguments.picture: picture(network, dataset).savefig(arguments.picture, dpi=90)
 
 
 if __name__ == "__main__": main()

@@ -39,7 +39,7 @@ def to_input(
     x = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
     return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
-
+# %% ../../nbs/05b_batches.ipynb #fa71c2e7
 def from_input(
     x: Tensor,  # (3, h, w)
 ) -> np.ndarray:
@@ -85,7 +85,7 @@ def random_crop(
     top, left = (int(rng.integers(0, have - want + 1)) for have, want in zip(label.shape, (height, width)))
     return resize(image, label, size, (left, top, left + width, top + height))
 
-
+# %% ../../nbs/05b_batches.ipynb #c1b1784d
 def random_look(
     image: np.ndarray,  # uint8 (h, w, 3)
     strength: float,  # 0 changes nothing, 0.3 is a cloudy day

@@ -6,7 +6,7 @@ Docs: https://semseg-course.github.io/semseg_course/checkpoints.html.md"""
 
 # %% auto #0
 __all__ = ['save_tensors', 'load_tensors', 'optimizer_tensors', 'restore_optimizer', 'save_checkpoint', 'last_checkpoint',
-           'load_checkpoint', 'load_into']
+           'load_into', 'load_checkpoint']
 
 # %% ../nbs/05d_checkpoints.ipynb #a606a5b6
 import json
@@ -33,7 +33,7 @@ def save_tensors(
     save_file(plain, part, {"about": json.dumps(about or {})})
     part.replace(path)
 
-
+# %% ../nbs/05d_checkpoints.ipynb #035d07f5
 def load_tensors(
     path: str | Path,
 ) -> tuple[dict[str, Tensor], dict]:
@@ -48,7 +48,7 @@ def load_tensors(
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}). Use another checkpoint.") from None
 
-# %% ../nbs/05d_checkpoints.ipynb #b1cb9b7e
+# %% ../nbs/05d_checkpoints.ipynb #99f16112
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[dict[str, Tensor], list[dict]]:  # running means by "parameter.name", and the groups' plain settings
@@ -62,7 +62,7 @@ def optimizer_tensors(
     if plain: raise ValueError(f"optimizer must keep tensors only; got {plain[0]}. Use one of torch.optim.")
     return tensors, state["param_groups"]
 
-
+# %% ../nbs/05d_checkpoints.ipynb #b70e7061
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict]):
     "Put back what `optimizer_tensors` took."
     state = {}
@@ -93,20 +93,12 @@ def save_checkpoint(
         if other != final: shutil.rmtree(other)
     return final
 
-
+# %% ../nbs/05d_checkpoints.ipynb #193581e0
 def last_checkpoint(
     folder: str | Path,
 ) -> Path | None:
     "The newest whole checkpoint in `folder`, None when there is none."
     return max((p for p in Path(folder).glob("epoch_*") if p.suffix != ".tmp"), default=None)
-
-
-def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    "Put network and optimiser into the state that `save_checkpoint` kept; return the rest."
-    load_into(network, load_tensors(path / "network.safetensors")[0], path)
-    tensors, about = load_tensors(path / "optimizer.safetensors")
-    restore_optimizer(optimizer, tensors, about["groups"])
-    return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 # %% ../nbs/05d_checkpoints.ipynb #a93fca2e
 def load_into(network: nn.Module, tensors: dict[str, Tensor], source: str | Path = "weights"):
@@ -124,3 +116,11 @@ def load_into(network: nn.Module, tensors: dict[str, Tensor], source: str | Path
         raise ValueError(f"{source} does not fit the network: {'; '.join(faults[:5])}{more}. "
                          "Build the network with the same classes, width and kind.")
     network.load_state_dict(tensors)
+
+# %% ../nbs/05d_checkpoints.ipynb #54c7b7a0
+def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    "Put network and optimiser into the state that `save_checkpoint` kept; return the rest."
+    load_into(network, load_tensors(path / "network.safetensors")[0], path)
+    tensors, about = load_tensors(path / "optimizer.safetensors")
+    restore_optimizer(optimizer, tensors, about["groups"])
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))

@@ -45,7 +45,7 @@ def poly(progress: float, power: float = 0.9) -> float:
     "From 1 down to 0, almost in a straight line.\n\nPaper: Chen et al. 2018, section 4."
     return (1 - progress) ** power
 
-
+# %% ../nbs/06_training.ipynb #275f43ab
 def one_cycle(progress: float, warm: float = 0.2, start: float = 0.04) -> float:
     """From `start` up to 1 during the share `warm` of the run, then down to nearly 0, both along a cosine.
 
@@ -118,7 +118,7 @@ def set_training(network: nn.Module, frozen_norm: bool = False):
     for module in network.modules():
         if frozen_norm and isinstance(module, _BatchNorm): module.eval()
 
-
+# %% ../nbs/06_training.ipynb #aad3bd0e
 def prepare_norms(
     network: nn.Module,
     frozen_norm: bool,
@@ -134,7 +134,7 @@ def prepare_norms(
     raise ValueError(f"frozen_norm must be True for a network with batch norm on {accelerator.num_processes} CPU "
                      "processes; got False. Batch means of several CPU processes cannot be synchronised.")
 
-# %% ../nbs/06_training.ipynb #aad3bd0e
+# %% ../nbs/06_training.ipynb #de18fb1c
 class AtSize(nn.Module):
     "A network that works at one size and answers at the image's own, (n, 3, H, W) to (n, classes, H, W)."
 
@@ -152,7 +152,7 @@ class AtSize(nn.Module):
         scores = self.network(image).float()
         return scores if scores.shape[2:] == own else functional.interpolate(scores, own, mode="bilinear")
 
-
+# %% ../nbs/06_training.ipynb #392a9b60
 def image_scores(
     network: nn.Module,
     image: np.ndarray,  # uint8 (H, W, 3)
@@ -254,7 +254,7 @@ class Run:
         "Write out what TensorBoard still holds."
         if self._board: self._board.close()
 
-
+# %% ../nbs/06_training.ipynb #58cdcd73
 def _compare_settings(folder: Path, before: dict, now: dict):
     changed = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in sorted(before | now)
                if json.dumps(before.get(name)) != json.dumps(now.get(name))]
@@ -282,7 +282,7 @@ def write_board(
     first = next((m.weight for m in network.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3), None)
     if first is not None: board.add_image("first_filters", filter_sheet(first), epoch)
 
-
+# %% ../nbs/06_training.ipynb #cd0f0cfb
 def filter_sheet(
     kernels: Tensor,  # (filters, 3, k, k)
     columns: int = 8,
@@ -305,7 +305,7 @@ def _groups_of(batches, count: int):
         group.append(batch)
         if len(group) == count: yield group; group = []
 
-
+# %% ../nbs/06_training.ipynb #46304026
 def _checked(settings: dict, batches: int) -> dict:
     "The settings of a run, when they can work."
     if settings["schedule"] not in SCHEDULES:
@@ -344,6 +344,51 @@ def train_epoch(
     return losses
 
 # %% ../nbs/06_training.ipynb #d673c6e7
+def _called(function: Callable) -> str:
+    "A function and what is bound to it, in words that are the same in every process."
+    bound = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in getattr(function, "keywords", {}).items()}
+    name = getattr(getattr(function, "func", function), "__name__", type(function).__name__)
+    return f"{name}({', '.join(f'{k}={v}' for k, v in bound.items())})"
+
+# %% ../nbs/06_training.ipynb #e6019f04
+def _images_a_step(settings: dict) -> int:
+    return settings["batch_size"] * settings["accumulate"]
+
+
+def _record(epoch: int, losses: list[float], seconds: float, settings: dict, optimizer) -> dict:
+    images = len(losses) * _images_a_step(settings)
+    return dict(epoch=epoch + 1, loss=float(np.mean(losses)), learning_rate=optimizer.param_groups[0]["lr"],
+                seconds=round(seconds, 3), images_per_second=round(images / seconds, 2))
+
+
+def _validated(network, dataset, size, accelerator, loss) -> dict:
+    scores = evaluate(network, dataset, size, accelerator, loss)
+    null = lambda v: None if v != v else v  # JSON has no nan: a class that is not there has no score
+    means = {name: null(scores[name]) for name in ("miou", "pixel_accuracy", "mean_accuracy")}
+    return dict(val_loss=scores["loss"], **means, iou=[null(v) for v in scores["iou"]])
+
+# %% ../nbs/06_training.ipynb #60c219c5
+def _bar(settings: dict, done: int, progress: bool | None, rank: int) -> tqdm:
+    "One bar over all images of the run, on a terminal and in the first process only."
+    hidden = True if rank else None if progress is None else not progress
+    images = settings["images"] // settings["batch_size"] // settings["accumulate"] * _images_a_step(settings)
+    return tqdm(total=settings["epochs"] * images, initial=done * images, unit="image", smoothing=0.05, disable=hidden)
+
+
+def _tick(bar: tqdm, state: Run, epoch: int, losses: list[float]):
+    known = [record["miou"] for record in state.history if record.get("miou") is not None]
+    bar.set_postfix(epoch=f"{epoch + 1}/{state.settings['epochs']}", loss=f"{np.mean(losses):.3f}",
+                    miou=f"{known[-1]:.3f}" if known else "-", refresh=False)
+    bar.update(_images_a_step(state.settings))
+
+
+@contextmanager
+def _unwrapped(accelerator: Accelerator, wrapped: nn.Module):
+    "Take the mixed precision off the network when the run ends, also by an error."
+    try: yield
+    finally: accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+
+# %% ../nbs/06_training.ipynb #d253bf21
 def fit(
     network: nn.Module,
     training_set: TrainingSet,
@@ -401,51 +446,6 @@ def fit(
             if on_epoch: on_epoch(record, network)
             accelerator.wait_for_everyone()
     return state.history
-
-
-@contextmanager
-def _unwrapped(accelerator: Accelerator, wrapped: nn.Module):
-    "Take the mixed precision off the network when the run ends, also by an error."
-    try: yield
-    finally: accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-
-
-def _called(function: Callable) -> str:
-    "A function and what is bound to it, in words that are the same in every process."
-    bound = {k: v.tolist() if isinstance(v, Tensor) else v for k, v in getattr(function, "keywords", {}).items()}
-    name = getattr(getattr(function, "func", function), "__name__", type(function).__name__)
-    return f"{name}({', '.join(f'{k}={v}' for k, v in bound.items())})"
-
-
-def _bar(settings: dict, done: int, progress: bool | None, rank: int) -> tqdm:
-    "One bar over all images of the run, on a terminal and in the first process only."
-    hidden = True if rank else None if progress is None else not progress
-    images = settings["images"] // settings["batch_size"] // settings["accumulate"] * _images_a_step(settings)
-    return tqdm(total=settings["epochs"] * images, initial=done * images, unit="image", smoothing=0.05, disable=hidden)
-
-
-def _images_a_step(settings: dict) -> int:
-    return settings["batch_size"] * settings["accumulate"]
-
-
-def _tick(bar: tqdm, state: Run, epoch: int, losses: list[float]):
-    known = [record["miou"] for record in state.history if record.get("miou") is not None]
-    bar.set_postfix(epoch=f"{epoch + 1}/{state.settings['epochs']}", loss=f"{np.mean(losses):.3f}",
-                    miou=f"{known[-1]:.3f}" if known else "-", refresh=False)
-    bar.update(_images_a_step(state.settings))
-
-
-def _record(epoch: int, losses: list[float], seconds: float, settings: dict, optimizer) -> dict:
-    images = len(losses) * _images_a_step(settings)
-    return dict(epoch=epoch + 1, loss=float(np.mean(losses)), learning_rate=optimizer.param_groups[0]["lr"],
-                seconds=round(seconds, 3), images_per_second=round(images / seconds, 2))
-
-
-def _validated(network, dataset, size, accelerator, loss) -> dict:
-    scores = evaluate(network, dataset, size, accelerator, loss)
-    null = lambda v: None if v != v else v  # JSON has no nan: a class that is not there has no score
-    means = {name: null(scores[name]) for name in ("miou", "pixel_accuracy", "mean_accuracy")}
-    return dict(val_loss=scores["loss"], **means, iou=[null(v) for v in scores["iou"]])
 
 # %% ../nbs/06_training.ipynb #a5e4c3c5
 def load_weights(

@@ -38,7 +38,7 @@ def parse_size(
         raise typer.BadParameter(f"expected HEIGHTxWIDTH such as 240x320, got {text!r}.")
     return int(height), int(width)
 
-
+# %% ../nbs/95_command_line.ipynb #45082af5
 def parse_range(
     text: str,  # such as "0.75,1.5"
 ) -> tuple[float, float]:
@@ -89,7 +89,7 @@ def _class_table(table: dict):
     from semseg_course.data.labels import ClassTable
     return ClassTable(tuple(table["names"]), tuple(tuple(colour) for colour in table["palette"]))
 
-
+# %% ../nbs/95_command_line.ipynb #0fc41842
 def open_data(
     options: dict,  # data, root, size, scenes, difficulty and seed
     split: str,  # "train", "val" or "test"
@@ -121,7 +121,7 @@ def _write_settings(folder: Path, options: dict, classes):
     table = dict(names=classes.names, palette=classes.palette)
     write_json(folder / "settings.json", dict(options=options, classes=table, **machine()))
 
-
+# %% ../nbs/95_command_line.ipynb #39f071a8
 def _check_processes(processes: int, options: dict):
     "Find out before several processes start, and fail together, what none of them can do."
     import torch
@@ -134,7 +134,7 @@ def _check_processes(processes: int, options: dict):
         raise ValueError("--frozen-norm is needed for several processes on a CPU: batch means cannot be exchanged there.")
     for split in ("train", "val"): open_checked(options, split)
 
-
+# %% ../nbs/95_command_line.ipynb #38efd5be
 def _launch(processes: int, options: dict) -> int:
     "Run this very command in several processes with torchrun, on the CPU where there are too few GPUs."
     import torch
@@ -200,7 +200,7 @@ def _given(context: typer.Context) -> list[str]:
     "The options that stand on the command line."
     return [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
 
-
+# %% ../nbs/95_command_line.ipynb #9a503f4e
 def _new_run(context: typer.Context) -> dict:
     options = _plain_options(context)
     name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options['data']}-{options['model']}"
@@ -218,7 +218,7 @@ def _resumed(context: typer.Context, run: Path) -> dict:
     changed = {name: context.params[name] for name in ("workers", "processes") if name in _given(context)}
     return kept | dict(run=str(run)) | changed
 
-
+# %% ../nbs/95_command_line.ipynb #eca04fc8
 def _report(history: list[dict], options: dict) -> int:
     scored = [record for record in history if record.get("miou") is not None]
     best = max(scored, key=lambda record: record["miou"], default=None)
@@ -316,7 +316,7 @@ def open_run(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return network.to(device, memory_format=torch.channels_last).eval(), options, classes
 
-
+# %% ../nbs/95_command_line.ipynb #a8a5f20c
 def score_table(
     scores: dict,  # of `evaluate`
     classes,  # a class table
@@ -328,7 +328,7 @@ def score_table(
              (("mean IoU", "miou"), ("mean accuracy", "mean_accuracy"), ("pixel accuracy", "pixel_accuracy"))]
     return "\n".join(["| class | IoU, % |", "|---|---|", *rows, *means])
 
-
+# %% ../nbs/95_command_line.ipynb #1ed17d46
 def _scored(run: Path, split: str, root: Path | None, weights: Path | None):
     from semseg_course.training import evaluate
     network, options, classes = open_run(run, weights)
@@ -352,7 +352,7 @@ def validate(run: RunFolder, root: Root = None, weights: WeightFile = None):
     scores, classes = _scored(run, "val", root, weights)
     typer.echo(score_table(scores, classes))
 
-
+# %% ../nbs/95_command_line.ipynb #d48f8b5b
 @app.command()
 @_plainly
 def test(

@@ -48,6 +48,10 @@ def _plain(x):
     return x.detach().cpu().numpy() if hasattr(x, "detach") else x
 
 
+def _short(x) -> str:
+    with np.printoptions(threshold=24, precision=4, edgeitems=2): return " ".join(str(_plain(x)).split())
+
+# %% ../nbs/00b_exercises.ipynb #d5d88c84
 def difference(
     got,  # the reader's answer
     expected,  # the solution's
@@ -73,10 +77,6 @@ def _sequence_difference(got, expected) -> str:
     found = [(number, difference(a, b)) for number, (a, b) in enumerate(zip(got, expected), 1)]
     return next((f"value {number} {words}" for number, words in found if words), "")
 
-
-def _short(x) -> str:
-    with np.printoptions(threshold=24, precision=4, edgeitems=2): return " ".join(str(_plain(x)).split())
-
 # %% ../nbs/00b_exercises.ipynb #f80807dd
 @dataclass(frozen=True)
 class Verdict:
@@ -88,7 +88,7 @@ class Verdict:
 
     def __repr__(self) -> str: return self.message
 
-
+# %% ../nbs/00b_exercises.ipynb #ab9ff7fd
 def _answers(function: Callable, tries: list[tuple]) -> list:
     return [function(*copy.deepcopy(arguments)) for arguments in tries]
 
@@ -98,7 +98,18 @@ def _agree(mistake: Callable, answers: list, tries: list[tuple]) -> bool:
     try: return all(not difference(a, b) for a, b in zip(answers, _answers(mistake, tries)))
     except Exception: return False
 
+# %% ../nbs/00b_exercises.ipynb #2e6253ed
+def _judge(name: str, exercise: Exercise, answers: list, function: str) -> Verdict:
+    "Compare answers with the solution's, then look for the mistake behind them."
+    words = [difference(a, b) for a, b in zip(answers, _answers(exercise.solution, exercise.tries))]
+    if not any(words): return Verdict(True, f"{name}: right, on all {len(words)} tries.")
+    number = next(i for i, text in enumerate(words) if text)
+    call = f"{function}({', '.join(_short(a) for a in exercise.tries[number])})"
+    known = [text for text, mistake in exercise.wrong.items() if _agree(mistake, answers, exercise.tries)]
+    return Verdict(False, f"{name}: not yet. Try {number + 1} of {len(words)}: {call} {words[number]}. "
+                   + (known[0] if known else f"Hint: {exercise.hint}"))
 
+# %% ../nbs/00b_exercises.ipynb #c1af36b7
 def check(
     name: str,  # such as "metrics.iou"
     function: Callable,  # the reader's
@@ -119,24 +130,13 @@ def check(
         return Verdict(False, f"{name}: not done yet. Replace the dots by your code.")
     return _judge(name, exercise, answers, called)
 
-
-def _judge(name: str, exercise: Exercise, answers: list, function: str) -> Verdict:
-    "Compare answers with the solution's, then look for the mistake behind them."
-    words = [difference(a, b) for a, b in zip(answers, _answers(exercise.solution, exercise.tries))]
-    if not any(words): return Verdict(True, f"{name}: right, on all {len(words)} tries.")
-    number = next(i for i, text in enumerate(words) if text)
-    call = f"{function}({', '.join(_short(a) for a in exercise.tries[number])})"
-    known = [text for text, mistake in exercise.wrong.items() if _agree(mistake, answers, exercise.tries)]
-    return Verdict(False, f"{name}: not yet. Try {number + 1} of {len(words)}: {call} {words[number]}. "
-                   + (known[0] if known else f"Hint: {exercise.hint}"))
-
 # %% ../nbs/00b_exercises.ipynb #7a93e1d9
 def exercise_modules() -> list[str]:
     "The chapters that have exercises, such as `metrics`."
     import semseg_course.solutions as solutions
     return sorted(module.name for module in pkgutil.iter_modules(solutions.__path__))
 
-
+# %% ../nbs/00b_exercises.ipynb #f61bc7ac
 def find(
     name: str,  # such as "metrics.iou"
 ) -> Exercise:

@@ -309,6 +309,12 @@ def test_wheel_holds_every_module_and_data_file(wheel):
     assert "Requires-Python: >=3.10" in metadata
 
 
+def test_wheel_brings_the_results_that_chapters_read(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    brought = {Path(n).name for n in names if n.endswith(".json") and "share/semseg_course/results/" in n}
+    assert brought == {p.name for p in (ROOT / "results").glob("*.json")} and brought
+
+
 def test_bare_install_imports_fast_and_loads_nothing_heavy(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = ("import sys, time; sys.path.insert(0, sys.argv[1]); start = time.perf_counter(); import semseg_course; "

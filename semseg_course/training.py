@@ -40,7 +40,10 @@ def constant(progress: float) -> float:
 
 
 def poly(progress: float, power: float = 0.9) -> float:
-    "From 1 down to 0, almost in a straight line.\n\nPaper: Chen et al. 2018, section 4."
+    """From 1 down to 0, almost in a straight line.
+
+    Paper: Chen et al. 2018, section 4.
+    """
     return (1 - progress) ** power
 
 # %% ../nbs/06_training.ipynb #275f43ab
@@ -156,7 +159,10 @@ def image_scores(
     image: np.ndarray,  # uint8 (H, W, 3)
     size: tuple[int, int] | None = None,  # (h, w) that the network works at; None is the image's own
 ) -> Tensor:
-    "Scores of one picture at its own size.\n\nShapes: (H, W, 3) to (1, classes, H, W)."
+    """Scores of one picture at its own size.
+
+    Shapes: (H, W, 3) to (1, classes, H, W).
+    """
     device = next(network.parameters()).device
     return AtSize(network, size)(to_input(image)[None].to(device, memory_format=torch.channels_last))
 

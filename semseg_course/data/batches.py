@@ -41,7 +41,10 @@ def to_input(
 def from_input(
     x: Tensor,  # (3, h, w)
 ) -> np.ndarray:
-    "The inverse of `to_input`: a picture to look at.\n\nShapes: (3, h, w) to uint8 (h, w, 3)."
+    """The inverse of `to_input`: a picture to look at.
+
+    Shapes: (3, h, w) to uint8 (h, w, 3).
+    """
     x = x.detach().cpu().float() * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     return (x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
@@ -52,7 +55,10 @@ def resize(
     size: tuple[int, int],  # (h, w) to come out
     box: tuple[float, float, float, float] | None = None,  # left, top, right, bottom to cut out first, pixels
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Both to the same size: the picture smoothly, the label by its nearest pixels.\n\nShapes: to (h, w, 3) and (h, w)."
+    """Both to the same size: the picture smoothly, the label by its nearest pixels.
+
+    Shapes: to (h, w, 3) and (h, w).
+    """
     if image.shape[:2] == tuple(size) and box is None: return image, label
     shape = (size[1], size[0])
     return (np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR, box)),
@@ -76,7 +82,10 @@ def random_crop(
     scale: tuple[float, float],  # smallest and largest magnification
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    "A part of the picture, magnified by a random factor, at a random place.\n\nShapes: to (h, w, 3) and (h, w)."
+    """A part of the picture, magnified by a random factor, at a random place.
+
+    Shapes: to (h, w, 3) and (h, w).
+    """
     factor = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))  # as often twice as large as half
     height, width = (max(1, round(s / factor)) for s in size)
     image, label = pad_to(image, label, height, width)
@@ -89,7 +98,10 @@ def random_look(
     strength: float,  # 0 changes nothing, 0.3 is a cloudy day
     rng: np.random.Generator,
 ) -> np.ndarray:
-    "Brightness, contrast and the share of each colour, changed at random.\n\nShapes: (h, w, 3) stays."
+    """Brightness, contrast and the share of each colour, changed at random.
+
+    Shapes: (h, w, 3) stays.
+    """
     contrast, brightness = 1 + rng.uniform(-strength, strength), 255 * rng.uniform(-strength, strength) / 2
     colour = 1 + rng.uniform(-strength, strength, 3) / 3
     table = (np.arange(256)[:, None] - 128) * contrast * colour + 128 + brightness  # 256, 3

@@ -29,7 +29,10 @@ from .profiles import machine, read_json, write_json
 def parse_size(
     text: str,  # such as "240x320"
 ) -> tuple[int, int]:
-    "Height and width.\n\nRaises: typer.BadParameter for anything but HEIGHTxWIDTH."
+    """Height and width.
+
+    Raises: typer.BadParameter for anything but HEIGHTxWIDTH.
+    """
     if isinstance(text, tuple): return text
     height, _, width = text.lower().partition("x")
     if not (height.isdecimal() and width.isdecimal() and int(height) > 0 and int(width) > 0):
@@ -40,7 +43,10 @@ def parse_size(
 def parse_range(
     text: str,  # such as "0.75,1.5"
 ) -> tuple[float, float]:
-    "Lowest and highest factor.\n\nRaises: typer.BadParameter for anything but LOW,HIGH with 0 < LOW <= HIGH."
+    """Lowest and highest factor.
+
+    Raises: typer.BadParameter for anything but LOW,HIGH with 0 < LOW <= HIGH.
+    """
     if isinstance(text, tuple): return text
     try: low, high = (float(part) for part in text.split(","))
     except ValueError: raise typer.BadParameter(f"expected LOW,HIGH such as 0.75,1.5, got {text!r}.") from None
@@ -73,7 +79,10 @@ def _plainly(command):
 def read_classes(
     path: Path,  # JSON with "names" and "palette"
 ):
-    "The class table in a JSON file.\n\nRaises: FileNotFoundError; ValueError for a file of another form."
+    """The class table in a JSON file.
+
+    Raises: FileNotFoundError; ValueError for a file of another form.
+    """
     if not path.is_file():
         raise FileNotFoundError(f'{path} is missing; it must name the classes and their colours, such as '
                                 '{"names": ["a", "b"], "palette": [[0, 0, 0], [255, 0, 0]]}.')
@@ -92,7 +101,10 @@ def open_data(
     options: dict,  # data, root, size, scenes, difficulty and seed
     split: str,  # "train", "val" or "test"
 ):
-    "The data set that the options name.\n\nRaises: ValueError, FileNotFoundError naming what is wrong."
+    """The data set that the options name.
+
+    Raises: ValueError, FileNotFoundError naming what is wrong.
+    """
     from semseg_course.data.datasets import CamVid, ImageLabelFolder, find_camvid
     from semseg_course.data.toy_streets import ToyStreets
     if options["data"] == "toy":
@@ -108,7 +120,10 @@ def open_data(
 
 # %% ../nbs/95_command_line.ipynb #01a1673f
 def open_checked(options: dict, split: str):
-    "The data set that the options name, all of its files read once where it has files.\n\nRaises: ValueError naming all faults."
+    """The data set that the options name, all of its files read once where it has files.
+
+    Raises: ValueError naming all faults.
+    """
     from semseg_course.data.datasets import check_dataset
     dataset = open_data(options, split)
     if options["data"] != "toy" and int(os.environ.get("RANK", 0)) == 0: check_dataset(dataset, progress=sys.stderr.isatty())
@@ -283,7 +298,10 @@ def _defaults() -> dict:
 def read_run(
     run: Path,  # the folder of a run
 ):
-    "Options and class table of a run.\n\nRaises: FileNotFoundError for a folder that is no run; ValueError for a damaged one."
+    """Options and class table of a run.
+
+    Raises: FileNotFoundError for a folder that is no run; ValueError for a damaged one.
+    """
     path = Path(run) / "settings.json"
     if not path.is_file(): raise FileNotFoundError(f"{run} is not the folder of a run: settings.json is missing there.")
     kept = read_json(path)
@@ -390,8 +408,9 @@ def predict(
     if options["size"] and options["data"] != "toy":
         if tile: raise ValueError(f"--tile cannot be used: the network of {run} works on whole images at its --size.")
         network = AtSize(network, options["size"])
-    masks = predict_folder(network, classes, images, out, probabilities, tile=tile, overlap=overlap, flip=flip)
-    typer.echo(f"{len(masks)} images labelled; look into {out}")
+    masks = predict_folder(network, classes, images, out, probabilities, progress=sys.stderr.isatty(),
+                           tile=tile, overlap=overlap, flip=flip)
+    typer.echo(f"Images labelled: {len(masks)}; look into {out}")
 
 # %% ../nbs/95_command_line.ipynb #48779359
 @app.command()

@@ -339,6 +339,7 @@ def test_constraints_hold_every_direct_dependency():
     assert all(exact.match(line) for line in lines if not line.startswith("#"))
     extras = project()["optional-dependencies"]
     wanted = project()["dependencies"] + extras["nbs"] + extras["dev"]
+    wanted = [wish for wish in wanted if "python_version < '3.11'" not in wish]  # not for the Python of the constraints
     missing = {re.match(r"[\w.-]+", wish)[0].lower() for wish in wanted} - pinned
     assert not missing, f"run python tools/write_constraints.py: {missing}"
     assert all(re.fullmatch(r"[\w.\[\]-]+>=[\d.]+", wish) for wish in wanted), "lower bounds only"

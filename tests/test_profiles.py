@@ -1,5 +1,6 @@
 "Running chapters: profiles, failures, records."
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -64,4 +65,4 @@ def test_every_committed_result_names_its_command_and_machine():
         kept = json.loads(path.read_text())
         assert kept["command"] and kept["versions"] and kept["hardware"] and kept["figures"], path
         assert "seed" in kept and kept["seconds"] >= 0, path
-        assert not any(word in path.read_text() for word in ("/work/", "/root/", "shared/data")), path
+        assert not re.search(r'[" =](/|~|[A-Z]:)[\w./]', path.read_text()), f"{path} names a folder of somebody's machine"

@@ -14,7 +14,7 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.semseg-course
-# Threads that wait without spinning: on a shared machine spinning ones can slow a run down ten times.
+# Threads that wait without spinning: on a shared machine spinning ones can slow a run down many times.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)

@@ -433,6 +433,7 @@ def fit(
     done = state.resume(network, steps, resume)
     accelerator.wait_for_everyone()  # all have looked for a checkpoint before the first one is written
     state.begin(network, steps)
+    state.board()  # loaded now: an interrupt in the middle of this import could be lost
     wrapped, steps = accelerator.prepare(network, steps)
     with closing(state), _unwrapped(accelerator, wrapped), _bar(settings, done, progress, rank) as bar:
         for epoch in range(done, epochs):

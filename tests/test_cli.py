@@ -132,7 +132,7 @@ def test_help_explains_every_option(command):
 
 def test_ctrl_c_says_how_to_go_on_and_the_resumed_run_is_the_same(tmp_path):
     program = str(Path(sys.executable).parent / "semseg-course")
-    line = [program, *TINY[:6], "8", *TINY[7:], "--run", str(tmp_path / "run")]
+    line = [program, *TINY[:6], "24", *TINY[7:], "--run", str(tmp_path / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     deadline = time.time() + 120
@@ -141,13 +141,13 @@ def test_ctrl_c_says_how_to_go_on_and_the_resumed_run_is_the_same(tmp_path):
     _, errors = child.communicate(timeout=120)
     assert child.returncode == 130 and f"--resume {tmp_path / 'run'}" in errors and "Traceback" not in errors
     done = len((tmp_path / "run/log.jsonl").read_text().splitlines())
-    assert 1 <= done < 8
+    assert 1 <= done < 24
     resume = [program, "train", "--resume", str(tmp_path / "run")]
     subprocess.run(resume, check=True, env=environment, capture_output=True)
     line[-1] = str(tmp_path / "whole")
     subprocess.run(line, check=True, env=environment, capture_output=True)
     logs = [records(tmp_path / name) for name in ("run", "whole")]
-    assert [r["loss"] for r in logs[0]] == [r["loss"] for r in logs[1]] and len(logs[0]) == 8
+    assert [r["loss"] for r in logs[0]] == [r["loss"] for r in logs[1]] and len(logs[0]) == 24
 
 
 def test_two_processes_by_the_command_line(tmp_path):

@@ -10,11 +10,13 @@ __all__ = ['SCHEDULES', 'PRECISIONS', 'constant', 'poly', 'one_cycle', 'paramete
 # %% ../nbs/06_training.ipynb #1c6bf3ef
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -250,6 +252,8 @@ class Run:
         "The TensorBoard writer, None without a folder; after resuming it drops what came after the checkpoint."
         if not (self.folder and self.main): return None
         if self._board is None:
+            # Without this module TensorBoard loads TensorFlow where it is installed: seconds, and more threads.
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
             from torch.utils.tensorboard import SummaryWriter
             self._board = SummaryWriter(self.folder / "tensorboard", purge_step=len(self.history))
         return self._board

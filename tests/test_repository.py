@@ -28,7 +28,8 @@ import write_readme  # noqa: E402
 from semseg_course.profiles import _value, declared_parameters  # noqa: E402
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-CHAPTERS = [p for p in NOTEBOOKS if p.parent == ROOT / "nbs"]
+TWINS = [p for p in NOTEBOOKS if p.parent == ROOT / "nbs/tf"]
+CHAPTERS = [p for p in NOTEBOOKS if p.parent == ROOT / "nbs"] + TWINS
 NAMES = {p: p.relative_to(ROOT / "nbs").with_suffix("").as_posix() for p in NOTEBOOKS}
 ADDRESS = make_book.repository()
 INSTALL = f'''#| include: false
@@ -38,6 +39,7 @@ except ImportError:
     %pip install -q "semseg-course[nbs] @ git+{ADDRESS}"'''
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES.get)
+each_twin = pytest.mark.parametrize("path", TWINS, ids=NAMES.get)
 each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=NAMES.get)
 
 
@@ -170,10 +172,10 @@ def test_directives_are_name_and_value(path):
 @each_chapter
 def test_chapter_begins_as_agreed(path):
     cells = read(path).cells
-    name = re.sub(r"^\d+[a-z]?_", "", path.stem).replace("_", "-")
+    name = "tf-" * (path in TWINS) + re.sub(r"^\d+[a-z]?_", "", path.stem).replace("_", "-")
     assert re.match(rf"# .+ \{{#sec-{name}\}}\n", cells[0].source + "\n"), f"the title of {path.name} wants {{#sec-{name}}}"
     assert re.search(r"^> .+", cells[0].source, re.M), "the question the chapter answers, behind >"
-    assert [c.source for c in cells if "%pip" in c.source] == [INSTALL]
+    assert [c.source for c in cells if "%pip" in c.source] == [INSTALL.replace("[nbs]", "[nbs,tf]") if path in TWINS else INSTALL]
     tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
     for line in tagged[0].source.splitlines():
@@ -191,6 +193,17 @@ def test_every_figure_has_a_caption_and_alt_text(path):
         for alt, target, given in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)(\{[^}]*\})?", refs.without_code(cell.source)):
             assert alt or "fig-alt=" in given, f"{path.name}: {target} has no alt text"
             assert (path.parent / target).is_file(), f"{path.name}: {target} is not there"
+
+
+@each_twin
+def test_a_twin_and_its_chapter_link_each_other(path):
+    section = re.sub(r"^\d+[a-z]?_", "", path.stem).replace("_", "-")
+    opening = read(path).cells[0].source
+    assert "NHWC" in "".join(c.source for c in read(path).cells if c.cell_type == "markdown")
+    original = ROOT / "nbs" / path.name
+    if not original.is_file(): return  # what only TensorFlow needs, such as copying weights
+    assert f"@sec-{section}" in opening
+    assert f"@sec-tf-{section}" in read(original).cells[0].source, f"{path.name}: no link from the PyTorch chapter"
 
 
 def settings():
@@ -212,14 +225,14 @@ def test_profiles_name_known_chapters_and_parameters():
 @each_chapter
 def test_parameters_cell_stands_at_the_colab_profile(path):
     declared = {name: _value(text) for name, text in declared_parameters(path).items()}
-    wanted = {k: v for k, v in settings()["colab"].items() if k in declared} | settings().get(f"colab.{path.stem}", {})
+    wanted = {k: v for k, v in settings()["colab"].items() if k in declared} | settings().get(f"colab.{NAMES[path]}", {})
     assert {name: declared[name] for name in wanted} == wanted
 
 
 @each_chapter
 def test_exercises_equal_their_source(path):
     module = re.sub(r"^\d+[a-z]?_", "", path.stem)
-    if not (ROOT / "nbs/solutions" / path.name).is_file():
+    if path in TWINS or not (ROOT / "nbs/solutions" / path.name).is_file():
         checks = [c.source for c in code_cells(path) if c.id.startswith("exr-")]
         assert not checks, f"{path.name} has exercises that are checked and no page of solutions"
         return
@@ -338,11 +351,11 @@ def test_constraints_hold_every_direct_dependency():
     exact = re.compile(r"[\w.-]+==[\w.]+(; python_full_version >= .*)?$")
     assert all(exact.match(line) for line in lines if not line.startswith("#"))
     extras = project()["optional-dependencies"]
-    wanted = project()["dependencies"] + extras["nbs"] + extras["dev"]
-    wanted = [wish for wish in wanted if "python_version < '3.11'" not in wish]  # not for the Python of the constraints
+    wishes = project()["dependencies"] + extras["nbs"] + extras["dev"]
+    wanted = [wish for wish in wishes if ";" not in wish or "== 'linux'" in wish]  # where the constraints were written
     missing = {re.match(r"[\w.-]+", wish)[0].lower() for wish in wanted} - pinned
     assert not missing, f"run python tools/write_constraints.py: {missing}"
-    assert all(re.fullmatch(r"[\w.\[\]-]+>=[\d.]+", wish) for wish in wanted), "lower bounds only"
+    assert all(re.fullmatch(r"[\w.\[\]-]+>=[\d.]+(; .+)?", wish) for wish in wishes), "lower bounds only"
 
 
 # Texts at the top
@@ -361,7 +374,7 @@ def test_links_to_files_exist():
 def test_readme_map_names_every_chapter_and_module():
     rows = re.findall(r"^\|.*\]\((nbs/[^)]+)\) *\|([^|]*)\|", README.read_text(encoding="utf-8"), re.M)
     shown = {name: set(re.findall(r"`([\w.]+)`", names)) for name, names in rows}
-    real = {f"nbs/{path.name}": {exported_module(path)} - {None} for path in CHAPTERS}
+    real = {f"nbs/{NAMES[path]}.ipynb": {exported_module(path)} - {None} for path in CHAPTERS}
     assert shown == real
 
 

@@ -150,9 +150,10 @@ def body(source: str) -> str:
 
 
 def number_of(page: str) -> str:
-    "What a page's figures count under: 2 for nbs/02_metrics, S2 for its solutions, nothing for the front page."
+    "What a page's figures count under: 2 for nbs/02_metrics, S2 for its solutions, T2 for its twin, nothing for the front page."
     match = re.match(r"0*(\d+[a-z]?)_", Path(page).name)
-    return ("S" if "solutions/" in page else "") + match[1] if match else ""
+    letter = "S" if "solutions/" in page else "T" if "/tf/" in page else ""
+    return letter + match[1] if match else ""
 
 
 def labels_in(page: str, cells: list[tuple[str, str]]) -> list[Label]:

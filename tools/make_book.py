@@ -165,17 +165,27 @@ def collect(runs: Path, root: Path = ROOT, only: list[str] | None = None) -> Boo
     return book
 
 
+def chapter_files(root: Path = ROOT) -> list[Path]:
+    "The notebooks of the chapters in reading order, the TensorFlow twins after them."
+    return [*sorted((root / "nbs").glob("*.ipynb")), *sorted((root / "nbs/tf").glob("*.ipynb"))]
+
+
+def page_of(path: Path, root: Path = ROOT) -> str:
+    "nbs/tf/09_fcn for the notebook of that name."
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
 def first_cell(notebook) -> str: return notebook.cells[0].source
 
 
 def modules(root: Path) -> dict[str, tuple[str, str]]:
     "metrics -> (nbs/02_metrics, Metrics): the module each chapter exports, in reading order."
     found = {}
-    for path in sorted((root / "nbs").glob("*.ipynb")):
+    for path in chapter_files(root):
         notebook = nbformat.read(path, 4)
         names = [refs.directives(c.source)["default_exp"] for c in notebook.cells
                  if c.cell_type == "code" and "default_exp" in refs.directives(c.source)]
-        for name in names: found[name] = (f"nbs/{path.stem}", book_pages.opening(first_cell(notebook))[0])
+        for name in names: found[name] = (page_of(path, root), book_pages.opening(first_cell(notebook))[0])
     return found
 
 

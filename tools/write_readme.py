@@ -27,13 +27,13 @@ def chapter_map() -> str:
     for module, (page, _) in make_book.modules(make_book.ROOT).items():
         by_page.setdefault(page, []).append(f"`{module}`")
     rows = ["| chapter | notebook | module | papers |", "|---|---|---|---|"]
-    for path in sorted((make_book.ROOT / "nbs").glob("*.ipynb")):
+    for path in make_book.chapter_files():
         opening = nbformat.read(path, 4).cells[0].source
         keys = [key for _, key in refs.CITATION.findall(opening) if key in bibliography]
         papers = "; ".join(f"{e.short} {e.fields['year']}" for e in map(bibliography.get, dict.fromkeys(keys)))
-        page = f"nbs/{path.stem}"
+        page = make_book.page_of(path)
         title, modules = book_pages.opening(opening)[0], ", ".join(by_page.get(page, []))
-        rows.append(f"| [{title}]({make_book.colab_address(page)}) | [{path.stem}]({page}.ipynb) | {modules} | {papers} |")
+        rows.append(f"| [{title}]({make_book.colab_address(page)}) | [{page.removeprefix('nbs/')}]({page}.ipynb) | {modules} | {papers} |")
     return "\n".join(rows)
 
 

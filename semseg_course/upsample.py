@@ -20,8 +20,12 @@ def transposed_convolution(
 ) -> Tensor:  # (n, out, (h - 1) * stride + kernel height - 2 * padding, the same for w)
     """Put down a copy of the kernel for each pixel, multiplied by its value, and add up.
 
+    Raises: ValueError for a weight with other input channels than x.
     Paper: Long et al. 2015, section 3.3.
     """
+    if weight.ndim != 4 or weight.shape[0] != x.shape[1]:
+        raise ValueError(f"weight must be ({x.shape[1]}, out, height, width), x's channels first; "
+                         f"got {tuple(weight.shape)}. A convolution's weight has its output channels first.")
     (n, _, h, w), (_, out, height, width) = x.shape, weight.shape
     canvas = x.new_zeros(n, out, (h - 1) * stride + height, (w - 1) * stride + width)
     for a in range(height):
@@ -71,10 +75,10 @@ def bilinear_upsampling(
 def phases(
     weight: Tensor,  # (..., kernel height, kernel width)
     stride: int,
-) -> Tensor:  # (..., stride, stride, taps down, taps across); [..., a, b, :, :] makes rows i * stride + a, columns j * stride + b
+) -> Tensor:  # (..., stride, stride, taps down, taps across)
     """The stride x stride kernels that a transposed convolution consists of, before any padding is cut off.
 
-    A phase with fewer taps than another ends in zeros.
+    Phase [a, b] makes the rows i * stride + a and columns j * stride + b; one with fewer taps than another ends in zeros.
     Raises: ValueError for a stride below 1 or a weight that is no picture.
     """
     if stride < 1 or weight.ndim < 2:
@@ -121,8 +125,8 @@ class PixelShuffleUp(nn.Sequential):
         convolution = nn.Conv2d(in_channels, out_channels * scale**2, size, padding=size // 2)
         super().__init__(convolution, nn.PixelShuffle(scale))
         with torch.no_grad():
-            for p in convolution.parameters():
-                if even: p.copy_(p[::scale**2].repeat_interleave(scale**2, 0))  # o * scale**2 + phase belongs to channel o
+            for p in convolution.parameters() if even else ():  # their row o * scale**2 + phase belongs to channel o
+                p.copy_(p[::scale**2].repeat_interleave(scale**2, 0))
 
 # %% ../nbs/08_upsample.ipynb #2529da65
 def as_transposed(
@@ -141,7 +145,7 @@ def as_transposed(
                          "Set them equal, or add a bias for each phase after the transposed convolution.")
     layer = nn.ConvTranspose2d(in_channels, out, size * scale, scale, padding=scale * (size // 2))
     kernels = convolution.weight.detach().flip(-1, -2).unflatten(0, (out, scale, scale))  # out, s, s, in, k, k
-    layer.weight.data = kernels.permute(3, 0, 4, 1, 5, 2).reshape(layer.weight.shape).clone()
+    layer.weight.data = kernels.permute(3, 0, 4, 1, 5, 2).reshape(layer.weight.shape)
     layer.bias.data = bias[:, 0].clone()
     return layer
 
@@ -174,8 +178,8 @@ def _check_places(indices: Tensor, shape: tuple[int, ...], size: int):
     h, w = (torch.arange(count, device=indices.device) * size for count in indices.shape[2:])
     offset = indices - (h[:, None] * shape[1] + w)  # from the window's first pixel: row * width + column
     if ((offset < 0) | (offset >= size * shape[1]) | (offset % shape[1] >= size)).any():
-        raise ValueError(f"indices do not fit a map of {tuple(shape)}: some lie outside of their {size}x{size} windows. "
-                         "Pass output_size, the size of the map that was pooled; it may have been odd.")
+        raise ValueError(f"indices must lie in their own windows of {size}x{size}; in a map of {tuple(shape)} some do "
+                         "not. Pass output_size, the size of the map that was pooled; it may have been odd.")
 
 # %% ../nbs/08_upsample.ipynb #616d17e4
 def max_unpool(
@@ -191,7 +195,7 @@ def max_unpool(
     Paper: Badrinarayanan et al. 2017, section 3.
     """
     n, c, h, w = x.shape
-    shape = (size * h, size * w) if output_size is None else tuple(output_size)
+    shape = (size * h, size * w) if output_size is None else tuple(output_size)[-2:]
     _check_unpool(x, indices, shape, size)
     _check_places(indices if output_size is None else indices[:1, :1], shape, size)
     places = x.new_zeros(n, c, shape[0] * shape[1])

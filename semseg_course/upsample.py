@@ -78,7 +78,7 @@ def phases(
 ) -> Tensor:  # (..., stride, stride, taps down, taps across)
     """The stride x stride kernels that a transposed convolution consists of, before any padding is cut off.
 
-    Phase [a, b] makes the rows i * stride + a and columns j * stride + b; one with fewer taps than another ends in zeros.
+    Phase [a, b] makes rows i * stride + a and columns j * stride + b; one with fewer taps than another ends in zeros.
     Raises: ValueError for a stride below 1 or a weight that is no picture.
     """
     if stride < 1 or weight.ndim < 2:

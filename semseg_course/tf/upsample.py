@@ -210,9 +210,9 @@ def to_tensorflow_indices(
     indices,  # torch's, (n, c, h, w), places y * width + x
 ) -> tf.Tensor:  # (n, h, w, c), places (y * width + x) * c + channel
     "Places as `tf.nn.max_pool_with_argmax` counts them, batch not included."
-    indices = tf.transpose(tf.cast(np.asarray(indices), tf.int64), (0, 2, 3, 1))
+    indices = np.asarray(indices).transpose(0, 2, 3, 1)
     channels = indices.shape[3]
-    return indices * channels + tf.range(channels, dtype=tf.int64)
+    return tf.constant(indices * channels + np.arange(channels), tf.int64)
 
 
 def from_tensorflow_indices(

@@ -96,7 +96,7 @@ class VGG(keras.Model):
     """VGG with layers named by the official parameter names.
 
     Shapes: image (n, h, w, 3), at least 32x32, to scores (n, num_classes).
-    Raises: ValueError for an unknown name.
+    Raises: ValueError for an unknown name, and for a smaller image.
     Paper: Simonyan and Zisserman 2015.
     """
 
@@ -121,6 +121,8 @@ class VGG(keras.Model):
         init_weights(self)
 
     def call(self, image: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        if min(side or 32 for side in image.shape[1:3]) < 32:
+            raise ValueError(f"image must be at least 32x32, five pools halve it; got {tuple(image.shape[1:3])}. Enlarge it.")
         x = self.avgpool(self.features(image, training=training))  # n, 7, 7, 512
         x = ops.transpose(x, (0, 3, 1, 2))  # the order in which torch flattens
         return self.classifier(ops.reshape(x, (-1, math.prod(x.shape[1:]))), training=training)

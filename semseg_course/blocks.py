@@ -52,7 +52,8 @@ def convolutionalize(
     layers = []
     for layer in classifier:
         if isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
-            raise ValueError(f"classifier must have no {type(layer).__name__}, it gives one answer for any size. Leave it out.")
+            raise ValueError(f"classifier must have no {type(layer).__name__}, which gives one answer for any size. "
+                             "Leave it out.")
         if isinstance(layer, nn.Flatten): continue
         if isinstance(layer, nn.Linear): layer, size = to_convolution(layer, size), (1, 1)
         layers.append(copy.deepcopy(layer))
@@ -106,7 +107,7 @@ def transposed_size(
 
 # %% ../nbs/07_convolutionalize.ipynb #23e42ec8
 def receptive_field(
-    layers: list[tuple[int, int]],  # (kernel, stride) of each layer, from the image on; a dilated kernel counts with its gaps
+    layers: list[tuple[int, int]],  # (kernel, stride) of each, from the image on; a dilated kernel with its gaps
 ) -> tuple[int, int]:  # pixels that one output sees, pixels from one output to the next
     "What one output of a chain of layers sees along one axis."
     field, jump = 1, 1

@@ -23,7 +23,7 @@ def _kernel_columns_first(weights, h, w):
 
 # %% ../../nbs/solutions/07_convolutionalize.ipynb #16bf8451
 def input_size(outputs, layers):
-    "Pixels along one axis of the smallest image for which unpadded layers, (kernel, stride) pairs, give so many outputs."
+    "Pixels along one axis of the smallest image that gives so many outputs; layers are unpadded (kernel, stride) pairs."
     for kernel, stride in reversed(layers): outputs = (outputs - 1) * stride + kernel
     return outputs
 
@@ -76,7 +76,7 @@ exercises = {
     "kernel": Exercise(
         title="From a row of weights to a kernel",
         question="A linear layer follows a flattened map of `h` x `w` pixels. Its weights are an array "
-                 "(out, channels * h * w). Give the kernels (out, channels, h, w) of the convolution that does the same.",
+                 "(out, channels * h * w). Give the kernels (out, channels, h, w) of the same convolution.",
         hint="In which order does PyTorch flatten (channels, h, w)?",
         solution=kernel,
         tries=[(np.arange(24.0).reshape(2, 12), 2, 3), (np.arange(12.0).reshape(1, 12), 2, 2), (np.eye(3), 1, 1)],
@@ -93,8 +93,8 @@ exercises = {
                "n windows are one window and n - 1 steps.": _input_size_one_step_too_many}),
     "looks": Exercise(
         title="How often is a pixel looked at?",
-        question="Patches of `patch` x `patch` pixels stand `stride` pixels apart in an image of `image` x `image`. How "
-                 "many patches does a pixel lie in, on average over the whole image?",
+        question="Patches of `patch` x `patch` pixels stand `stride` pixels apart in an image of `image` x `image`. "
+                 "How many patches does a pixel lie in, on average over the whole image?",
         hint="All patches together have an area; so has the image.",
         solution=looks,
         tries=[(500, 227, 30), (62, 62, 16), (192, 62, 16), (1000, 224, 32)],
@@ -103,11 +103,13 @@ exercises = {
                "That is the limit for a very large image: near the border there are fewer patches.": _looks_limit}),
     "stitch": Exercise(
         title="Stitch shifted maps",
-        question="`maps[r, c]` is the map (h, w) of answers for the image shifted by `r` rows and `c` columns, with `r` and "
-                 "`c` from 0 to s - 1, s the stride of the network. Interleave all of them into one array (s * h, s * w).",
+        question="`maps[r, c]` is the map (h, w) of answers for the image shifted by `r` rows and `c` columns, with "
+                 "`r` and `c` from 0 to s - 1, s the stride of the network. Interleave all of them into one array "
+                 "(s * h, s * w).",
         hint="Which row of the result does row `i` of shift `r` belong to? Put the axes in that order, then reshape.",
         solution=stitch,
-        tries=[(np.arange(24).reshape(2, 2, 2, 3),), (np.arange(18).reshape(3, 3, 1, 2),), (np.arange(6).reshape(1, 1, 2, 3),)],
+        tries=[(np.arange(24).reshape(2, 2, 2, 3),), (np.arange(18).reshape(3, 3, 1, 2),),
+               (np.arange(6).reshape(1, 1, 2, 3),)],
         wrong={"The maps lie side by side: neighbours in the result come from different shifts.": _stitch_side_by_side,
                "Rows and columns of the shift are exchanged.": _stitch_shifts_swapped}),
 }

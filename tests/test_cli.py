@@ -217,3 +217,19 @@ def test_a_run_of_an_older_version_takes_defaults(run, tmp_path):
     del kept["options"]["difficulty"]
     (tmp_path / "old/settings.json").write_text(json.dumps(kept))
     assert call("validate", tmp_path / "old") == call("validate", run)
+
+
+def test_a_run_starts_from_another_and_accounts_for_every_tensor(run, tmp_path):
+    output = call(*TINY, "--start", run, "--epochs", 1, "--run", tmp_path / "next")
+    assert "100.0% of the network's numbers arrived" in output
+    first = records(tmp_path / "next")[0]["loss"]
+    assert first < records(run)[0]["loss"], "what was learned is still there"
+    other = call(*TINY, "--model", "small_gated", "--start", run, "--epochs", 1, "--run", tmp_path / "gated")
+    assert "missing" in other and "gate" in other
+    assert "vgg16_bn" in call(*TINY, "--start", tmp_path / "nowhere", "--run", tmp_path / "x", code=2)
+
+
+def test_speed_prints_a_row_a_network_and_names_the_known():
+    output = call("speed", "small", "--size", "32x48", "--width", 0.2, "--repeats", 1)
+    assert "small" in output and "train step" in output and len(output.splitlines()) == 2
+    assert "there are: small, " in call("speed", "smal", code=2)

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from semseg_course.boundaries import TrimapScores
 from semseg_course.cli import _defaults, open_data, open_run
 from semseg_course.data.labels import show
 from semseg_course.metrics import class_maximum
@@ -26,6 +28,16 @@ def command_line(options: dict, defaults: dict) -> str:
     return " ".join(["semseg-course train", *given])
 
 
+@torch.no_grad()
+def near_edges(network, dataset, size) -> dict:
+    "Mean IoU within 1 to 10 pixels of the label's edges."
+    trimap = TrimapScores(len(dataset.classes))
+    for image, label in (dataset[i] for i in range(len(dataset))):
+        trimap.update(image_scores(network, image, size).cpu(), label[None])
+    return trimap.mean_iou()
+
+
+@torch.no_grad()
 def picture(network, dataset, images: int = 3):
     "Rows of image, label and prediction, evenly spread over the data set, with a legend."
     shown = []
@@ -50,7 +62,8 @@ def main():
     figures = dict(
         split="val", images=len(dataset), epochs=len(history), parameters=sum(p.numel() for p in network.parameters()),
         **{name: scores[name] for name in ("loss", "miou", "pixel_accuracy", "mean_accuracy")},
-        iou=dict(zip(classes.names, scores["iou"])), matrix=scores["matrix"],
+        iou=dict(zip(classes.names, scores["iou"])), trimap=near_edges(network, dataset, options["size"]),
+        matrix=scores["matrix"],
         history=[{k: r[k] for k in ("epoch", "loss", "val_loss", "miou", "seconds", "images_per_second") if k in r}
                  for r in history])
     seconds = sum(r["seconds"] for r in history)

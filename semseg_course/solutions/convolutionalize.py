@@ -23,7 +23,7 @@ def _kernel_columns_first(weights, h, w):
 
 # %% ../../nbs/solutions/07_convolutionalize.ipynb #16bf8451
 def input_size(outputs, layers):
-    "Pixels along one axis of the smallest image that gives so many outputs; layers are unpadded (kernel, stride) pairs."
+    "Pixels along one axis of the smallest image that gives so many outputs; layers are unpadded (kernel, stride)s."
     for kernel, stride in reversed(layers): outputs = (outputs - 1) * stride + kernel
     return outputs
 

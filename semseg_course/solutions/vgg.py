@@ -112,8 +112,8 @@ _stages = [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]
 exercises = {
     "tower": Exercise(
         title="A tower for a large kernel",
-        question="How many 3x3 layers, one after the other with stride 1, see as far as one layer with an odd `kernel`? "
-                 "And how many weights have they, as a share of the large kernel's? Channels are the same everywhere.",
+        question="How many 3x3 layers, one after the other with stride 1, see as far as one layer with an odd "
+                 "`kernel`? And how many weights have they, as a share of the large kernel's? Channels are the same everywhere.",
         hint="The first layer sees 3 pixels. How many more does the next one add?",
         solution=tower,
         tries=[(3,), (5,), (7,), (11,)],
@@ -121,8 +121,8 @@ exercises = {
                "The share is the other way round: small kernels over the large one.": _tower_inverse}),
     "count": Exercise(
         title="All parameters of a VGG",
-        question="Count the parameters of a VGG whose `stages` are pairs of channels and number of 3x3 convolutions, all "
-                 "with biases. Its last map has 7x7 pixels and goes through linear layers of `hidden`, `hidden` and "
+        question="Count the parameters of a VGG whose `stages` are pairs of channels and number of 3x3 convolutions, "
+                 "all with biases. Its last map has 7x7 pixels and goes through linear layers of `hidden`, `hidden` and "
                  "`num_classes` outputs.",
         hint="Keep the channels of the layer before. The first layer sees three.",
         solution=count,
@@ -151,9 +151,9 @@ exercises = {
                "That is the variance: take its root.": _deviation_variance}),
     "from_caffe": Exercise(
         title="Caffe's first layer, rewritten",
-        question="`kernel` (out, 3, h, w) expects blue, green, red from 0 to 255. Rewrite it for red, green, blue from 0 "
-                 "to 1, divided by `deviation` (3 numbers, red first), so that outputs stay the same. Means are subtracted "
-                 "in both cases and need no thought. Arrays are numpy's.",
+        question="`kernel` (out, 3, h, w) expects blue, green, red from 0 to 255. Rewrite it for red, green, blue from "
+                 "0 to 1, divided by `deviation` (3 numbers, red first), so that outputs stay the same. Means are "
+                 "subtracted in both cases and need no thought. Arrays are numpy's.",
         hint="How many times larger is what Caffe's network sees? In which order are the channels?",
         solution=from_caffe,
         tries=[(_rng.normal(size=(2, 3, 1, 1)), np.array([0.229, 0.224, 0.225])),

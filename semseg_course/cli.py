@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Data', 'Weights', 'Schedule', 'Optimizer', 'Precision', 'Split', 'app', 'RunFolder', 'Root', 'WeightFile',
-           'parse_size', 'parse_range', 'read_classes', 'open_data', 'open_checked', 'class_weights', 'run_training',
-           'train', 'read_run', 'worker', 'open_run', 'score_table', 'validate', 'test', 'predict', 'prepare',
-           'chapters', 'main']
+           'parse_size', 'parse_range', 'read_classes', 'open_data', 'open_checked', 'class_weights', 'start_from',
+           'run_training', 'train', 'read_run', 'worker', 'open_run', 'score_table', 'validate', 'test', 'predict',
+           'prepare', 'speed', 'chapters', 'main']
 
 # %% ../nbs/95_command_line.ipynb #b73ba805
 import datetime
@@ -17,6 +17,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -177,6 +178,25 @@ def class_weights(
     return weights / weights[weights > 0].mean()
 
 # %% ../nbs/95_command_line.ipynb #d44e7944
+def start_from(
+    network,  # whose weights are to be replaced
+    source: str,  # the folder of a run, a safetensors file, or the name of an official file such as vgg16_bn
+    say=print,  # where the report goes
+):
+    """Load what fits of other weights and report every tensor.
+
+    Raises: FileNotFoundError, ValueError where nothing fits.
+    """
+    from semseg_course.checkpoints import load_tensors
+    from semseg_course.pretrained import OFFICIAL, load_matching, load_official
+    if source in OFFICIAL: return say(load_official(network, source))
+    path = Path(source)
+    path = path / "best.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"--start must be a run, a safetensors file or one of {', '.join(OFFICIAL)}; got {source}.")
+    say(load_matching(network, load_tensors(path)[0], path))
+
+# %% ../nbs/95_command_line.ipynb #0447f4c3
 def run_training(options: dict) -> list[dict]:
     "Train as the options of the command say; return one record an epoch."
     import torch
@@ -190,7 +210,9 @@ def run_training(options: dict) -> list[dict]:
     torch.manual_seed(options["seed"])
     network = build(options["model"], len(train.classes), width=options["width"])
     resume = last_checkpoint(Path(options["run"]) / "checkpoints") is not None
-    if int(os.environ.get("RANK", 0)) == 0 and not resume: _write_settings(Path(options["run"]), options, train.classes)
+    first = int(os.environ.get("RANK", 0)) == 0 and not resume
+    if options["start"] and not resume: start_from(network, options["start"], typer.echo if first else lambda report: None)
+    if first: _write_settings(Path(options["run"]), options, train.classes)
     size = None if options["data"] == "toy" else options["size"]
     chance = {name: options[name] for name in ("crop", "scale", "look", "flip", "seed")}
     training_set = TrainingSet(train, size, **chance)
@@ -252,6 +274,7 @@ def train(
     root: Annotated[Optional[Path], typer.Option(help="Folder of the data set, for camvid and folder.")] = None,
     model: Annotated[str, typer.Option(help="A network of the zoo.")] = "small",
     width: Annotated[float, typer.Option(help="Channels, as a multiple of the network's own.", min=0.01)] = 1.0,
+    start: Annotated[Optional[str], typer.Option(help="Weights to begin with: a run, a file, or such as vgg16_bn.")] = None,
     size: Annotated[Optional[str], _pixels("Size images are resized to or drawn at; their own when not given.")] = None,
     crop: Annotated[Optional[str], _pixels("Size of the random part a step sees; the whole when not given.")] = None,
     scale: Annotated[str, typer.Option(parser=parse_range, metavar="LOW,HIGH", help="Magnification of crops.")] = "1,1",
@@ -424,6 +447,31 @@ def prepare(
     "Fetch a data set where it is missing, check every file and write its statistics."
     from semseg_course.data.download import prepare as prepare_data
     typer.echo(json.dumps(prepare_data(name, root, out, url), indent=1, default=str))
+
+# %% ../nbs/95_command_line.ipynb #20a8d4e2
+@app.command()
+@_plainly
+def speed(
+    names: Annotated[list[str], typer.Argument(help="Networks of the zoo.")],
+    size: Annotated[str, _pixels("Size of the image.")] = "360x480",
+    classes: Annotated[int, typer.Option(help="Channels of the scores.", min=1)] = 12,
+    width: Annotated[float, typer.Option(help="Channels, as a multiple of the network's own.", min=0.01)] = 1.0,
+    repeats: Annotated[int, typer.Option(help="Rounds that count.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="Threads on a CPU.", min=1)] = 2,
+    keep: Annotated[Optional[str], typer.Option(help="Write the figures to results/KEEP.json.")] = None,
+):
+    "Measure time and memory of networks, a forward pass and a training step."
+    from semseg_course.profiles import write_result
+    from semseg_course.speed import measure, speed_table
+    from semseg_course.zoo import check_name
+    for name in names: check_name(name)
+    started, rows = time.time(), {}
+    for name in names:
+        rows[name] = measure(name, size, classes, width, repeats, threads)
+        typer.echo(speed_table(rows).splitlines()[-1] if len(rows) > 1 else speed_table(rows))
+    command = f"semseg-course speed {' '.join(names)} --size {size[0]}x{size[1]} --classes {classes} --width {width} " \
+              f"--repeats {repeats} --threads {threads} --keep {keep}"
+    if keep: typer.echo(f"wrote {write_result(keep, dict(networks=rows), command, time.time() - started)}")
 
 # %% ../nbs/95_command_line.ipynb #e5cdaa53
 @app.command()

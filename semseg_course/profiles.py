@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['project_root', 'read_settings', 'chapter_names', 'declared_parameters', 'chapter_parameters', 'peak_memory',
-           'machine', 'write_json', 'read_json', 'run_chapter', 'run_chapters', 'write_result', 'result']
+           'machine', 'write_json', 'read_json', 'run_chapter', 'run_chapters', 'write_result', 'result',
+           'result_files']
 
 # %% ../nbs/00_how_to_run.ipynb #0e2dd4ce
 import ast
@@ -240,12 +241,14 @@ def result(
 
     Raises: FileNotFoundError naming the results there are.
     """
-    files = {path.stem: path for path in _result_files(folder)}
+    files = {path.stem: path for path in result_files(folder)}
     if name in files: return read_json(files[name])
     raise FileNotFoundError(f"no result {name!r}; there are: {', '.join(sorted(files)) or 'none'}.")
 
 
-def _result_files(folder) -> list[Path]:
+def result_files(
+    folder: str | Path | None = None,  # where to look; the clone's results/ or the installed package's when not given
+) -> list[Path]:
     "The clone's results, else those that were installed with the package."
     if folder: return list(Path(folder).glob("*.json"))
     try: own = list((project_root() / "results").glob("*.json"))

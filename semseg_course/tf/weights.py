@@ -12,13 +12,11 @@ from typing import NamedTuple
 
 import keras
 import numpy as np
-import torch
 from keras import layers, ops
-from torch import Tensor, nn
 
 # %% ../../nbs/tf/06b_weights.ipynb #e3514898
 def to_nhwc(
-    x: Tensor,  # (n, c, h, w)
+    x,  # torch tensor, (n, c, h, w)
 ) -> np.ndarray:  # (n, h, w, c)
     "A torch map in TensorFlow's order."
     return x.detach().cpu().permute(0, 2, 3, 1).numpy()
@@ -26,8 +24,10 @@ def to_nhwc(
 
 def to_nchw(
     x,  # array or TensorFlow tensor, (n, h, w, c)
-) -> Tensor:  # (n, c, h, w)
+):  # torch tensor, (n, c, h, w)
     "A TensorFlow map in torch's order."
+    import torch  # here, so that TensorFlow alone is enough for the rest
+
     return torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)
 
 # %% ../../nbs/tf/06b_weights.ipynb #45aedc87
@@ -44,7 +44,7 @@ DEPTHWISE = (2, 3, 0, 1)  # as kernel_axes: (h, w, c, times) to (c, times, h, w)
 class Slot(NamedTuple):
     "One tensor of a network, read and written in torch's layout."
 
-    tensor: Tensor | keras.Variable
+    tensor: object  # a torch tensor or a Keras variable
     axes: tuple[int, ...]  # of the tensor, in torch's order
     shape: tuple[int, ...]  # in torch
     transposed: bool = False  # the kernel of a transposed convolution
@@ -60,7 +60,7 @@ class Slot(NamedTuple):
         shape = [self.tensor.shape[a] for a in self.axes]
         x = np.ascontiguousarray(array.reshape(shape).transpose(np.argsort(self.axes)))
         if isinstance(self.tensor, keras.Variable): self.tensor.assign(x)
-        else: self.tensor.data.copy_(torch.from_numpy(x))
+        else: self.tensor.data.copy_(self.tensor.new_tensor(x))
 
 # %% ../../nbs/tf/06b_weights.ipynb #7aeddf77
 def _plain(tensor, transposed: bool = False) -> Slot:
@@ -137,9 +137,11 @@ def keras_slots(
 
 # %% ../../nbs/tf/06b_weights.ipynb #b30fad5d
 def torch_slots(
-    model: nn.Module,
+    model,  # a torch module
 ) -> dict[str, Slot]:
     "Every parameter and buffer of a torch module under its name, but for batch norm's counters of batches."
+    from torch import nn  # a module came in, so it is loaded already
+
     slots, seen = {}, set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in seen or name.endswith("num_batches_tracked"): continue
@@ -164,7 +166,7 @@ def _differences(source: dict[str, Slot], target: dict[str, Slot]) -> list[str]:
 # %% ../../nbs/tf/06b_weights.ipynb #62d35388
 def _slots(model) -> dict[str, Slot]:
     if isinstance(model, keras.Layer): return keras_slots(model)
-    if isinstance(model, nn.Module): return torch_slots(model)
+    if hasattr(model, "state_dict"): return torch_slots(model)
     raise ValueError(f"source and target must be a torch module or a Keras model; got {type(model).__name__}.")
 
 
@@ -174,8 +176,8 @@ def _unbuilt(*models) -> bool:
 
 # %% ../../nbs/tf/06b_weights.ipynb #6cc3fe01
 def copy_weights(
-    source: nn.Module | keras.Layer,
-    target: nn.Module | keras.Layer,  # of the other framework or the same one
+    source,  # a torch module or a Keras model
+    target,  # of the other framework or the same one
 ) -> list[str]:  # torch's name of every tensor that was copied
     """Copies all weights and running statistics of a network into its twin, torch to Keras or Keras to torch.
 

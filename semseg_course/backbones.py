@@ -105,13 +105,14 @@ class VGG(nn.Module):
 def pyramid(
     features: nn.Sequential,  # as vgg_features makes it
     image: Tensor,  # (n, 3, h, w)
+    keep: int = 5,  # how many maps, the deepest; the others are let go at once
 ) -> list[Tensor]:
-    """What comes out of each of the five pools.
+    """What comes out of the pools.
 
     Shapes: (n, c, h / 2, w / 2), ..., (n, c, h / 32, w / 32).
     """
     x, maps = image, []
     for layer in features:
         x = layer(x)
-        if isinstance(layer, nn.MaxPool2d): maps.append(x)
+        if isinstance(layer, nn.MaxPool2d): maps = [*maps, x][-keep:]
     return maps

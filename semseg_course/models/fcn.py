@@ -91,7 +91,7 @@ class FCN(nn.Module):
 
         Shapes: (n, num_classes, h / stride, w / stride), rounded up, in the compact form; more in the authors'.
         """
-        *_, pool3, pool4, pool5 = pyramid(self.features, image)
+        pool3, pool4, pool5 = pyramid(self.features, image, keep=3)
         scores = self.score[0](self.classifier(pool5))  # n, classes, h/32, w/32
         skips = zip((pool4, pool3), self.upscore, self.score[1:], self.scales, self.skip_crops)
         for skip, upscore, score, scale, crop in skips:  # to h/16, then to h/8

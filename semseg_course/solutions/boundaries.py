@@ -110,8 +110,8 @@ _masks.append(tuple(_squares))
 exercises = {
     "edges": Exercise(
         title="Where are the edges?",
-        question="`label` is a map of ids (h, w) with void 255. Return a bool map: true for each known pixel that has another "
-                 "known class among its eight neighbours. Neither void nor the border of the image is a class.",
+        question="`label` is a map of ids (h, w) with void 255. Return a bool map: true for each known pixel that has "
+                 "another known class among its eight neighbours. Neither void nor the border of the image is a class.",
         hint="`np.pad(label, 1, constant_values=255)` gives every pixel eight neighbours.",
         solution=edges, tries=[(label,) for label in _labels],
         wrong={"Diagonal neighbours count, too.": _four_neighbours,
@@ -119,8 +119,9 @@ exercises = {
                "The border of the image makes no edge here.": _border_too}),
     "error": Exercise(
         title="Errors in a trimap",
-        question="Return the share of wrong pixels among those that `boundary_band(label, width)` selects, as a float, and "
-                 "`nan` where it selects none. `prediction` and `label` are maps of ids (h, w), with void 255 in `label`.",
+        question="Return the share of wrong pixels among those that `boundary_band(label, width)` selects, as a "
+                 "float, and `nan` where it selects none. `prediction` and `label` are maps of ids (h, w), void 255 in "
+                 "`label`.",
         hint="A bool map selects pixels: `array[band]`.",
         solution=trimap_error,
         tries=[(np.roll(label, 1, axis=1) % 5, label, width) for label in _labels for width in (1, 2)],
@@ -129,8 +130,9 @@ exercises = {
                "This is the share of right pixels.": _share_of_right}),
     "masks": Exercise(
         title="Boundary IoU of two masks",
-        question="`mask` and `other` are bool maps (h, w). Take the pixels of each that are at most `width` steps from a pixel "
-                 "outside of it, and return the intersection over union of the two bands; `nan` where both are empty.",
+        question="`mask` and `other` are bool maps (h, w). Take the pixels of each that are at most `width` steps from "
+                 "a pixel outside of it, and return the intersection over union of the two bands; `nan` where both are "
+                 "empty.",
         hint="`boundary_band` gives both sides of an edge; the mask itself tells which pixels are inside.",
         solution=mask_boundary_iou, tries=[(*pair, width) for pair in _masks for width in (1, 2)],
         wrong={"Only the inner half of each band counts: cut it with its mask.": _both_sides,
@@ -138,10 +140,11 @@ exercises = {
                "Each mask has a band of its own: this is a trimap of the first.": _band_of_one}),
     "width": Exercise(
         title="How wide should a band be?",
-        question="Return the width in whole pixels, rounded and at least 1, that is `share` of the diagonal of an image of "
-                 "`h` rows and `w` columns.",
+        question="Return the width in whole pixels, rounded and at least 1, that is `share` of the diagonal of an "
+                 "image of `h` rows and `w` columns.",
         hint="Pythagoras.",
-        solution=width_for, tries=[(360, 480, 0.02), (360, 480, 0.005), (96, 128, 0.02), (12, 16, 0.02), (30, 40, 0.02)],
+        solution=width_for,
+        tries=[(360, 480, 0.02), (360, 480, 0.005), (96, 128, 0.02), (12, 16, 0.02), (30, 40, 0.02)],
         wrong={"A band of width 0 counts nothing: the width is at least 1.": _may_be_zero,
                "This is a share of the longer side: take the diagonal.": _of_the_longer_side,
                "The diagonal is shorter than both sides together.": _of_the_sum}),

@@ -1,0 +1,149 @@
+"FCN in TensorFlow against FCN in PyTorch: names, scores, gradients, training, and the known fingerprint at full width."
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+tf = pytest.importorskip("tensorflow", reason="the TensorFlow twins need the extra: pip install semseg-course[tf]")
+import keras  # noqa: E402
+from fingerprint import fill, image, uniform  # noqa: E402
+
+from semseg_course import backbones  # noqa: E402
+from semseg_course.models import fcn as pytorch  # noqa: E402
+from semseg_course.tf.backbones import VGG, conv2d, init_weights, pyramid, vgg_features  # noqa: E402
+from semseg_course.tf.losses import PixelCrossEntropy  # noqa: E402
+from semseg_course.tf.models.fcn import FCN, FORMS, STRIDES  # noqa: E402
+from semseg_course.tf.weights import copy_weights, keras_slots, to_nchw, to_nhwc  # noqa: E402
+
+
+def twins(num_classes=3, width=1 / 32, **options):
+    theirs = fill(pytorch.FCN(num_classes, width=width, **options)).eval()
+    ours = FCN(num_classes, width=width, **options)
+    copy_weights(theirs, ours)
+    return ours, theirs
+
+
+def gap(ours, theirs):
+    theirs = theirs.detach().numpy().transpose(0, 2, 3, 1)
+    assert ours.shape == theirs.shape
+    return np.abs(np.array(ours) - theirs).max() / theirs.std()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", [dict(stride=32), dict(stride=16), dict(norm=True), dict(separable=True, norm=True),
+                                     dict(at_once=True, backbone="vgg19")], ids=str)
+def test_scores_equal_pytorch_at_any_size(form, options):
+    ours, theirs = twins(form=form, **options)
+    for size in ((2, 47, 66), (1, 33, 1)):
+        x = image(size[1:], batch=size[0]).float()
+        assert gap(ours(to_nhwc(x), training=False), theirs(x)) < 1e-4
+
+
+def test_every_odd_size_equals_pytorch():
+    ours, theirs = twins()
+    graph = tf.function(lambda x: ours(x, training=False), input_signature=[tf.TensorSpec((None, None, None, 3))])
+    for size in range(1, 70, 3):
+        x = image((size, 70 - size)).float()
+        assert gap(graph(to_nhwc(x)), theirs(x)) < 1e-4
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("name", backbones.STAGES)
+def test_backbones_have_the_same_tensors_and_maps(name, norm):
+    theirs = fill(backbones.vgg_features(name, norm, 1 / 32, padding=5)).eval()
+    ours = vgg_features(name, norm, 1 / 32, padding=5)
+    copy_weights(theirs, ours)
+    x = image((41, 38)).float()
+    for a, b in zip(pyramid(ours, to_nhwc(x)), backbones.pyramid(theirs, x)): assert gap(a, b) < 1e-4
+
+
+def test_classifier_equals_pytorch():
+    theirs, ours = fill(backbones.VGG(7, width=1 / 32)).eval(), VGG(7, width=1 / 32)
+    copy_weights(theirs, ours)
+    x = image((70, 64)).float()
+    np.testing.assert_allclose(ours(to_nhwc(x)), theirs(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_equal_pytorch_in_the_authors_form():
+    ours, theirs = twins(form="authors")
+    x, target = image((45, 50), batch=2).float(), torch.arange(2 * 45 * 50).reshape(2, 45, 50) % 3
+    torch.nn.functional.cross_entropy(theirs(x), target).backward()
+    slots = {name: slot for name, slot in keras_slots(ours).items() if slot.tensor.trainable}
+    with tf.GradientTape() as tape: loss = PixelCrossEntropy()(target.numpy(), ours(to_nhwc(x), training=False))
+    gradients = tape.gradient(loss, [slot.tensor.value for slot in slots.values()])
+    there = {name: p.grad.numpy() for name, p in theirs.named_parameters() if p.grad is not None}
+    assert set(slots) == set(there)
+    for (name, slot), gradient in zip(slots.items(), gradients):
+        ours_there = gradient.numpy().transpose(slot.axes).reshape(slot.shape)
+        assert np.abs(ours_there - there[name]).max() < 1e-4 * np.abs(there[name]).max(), name
+
+
+def test_training_moves_all_but_the_frozen_kernel_and_goes_back_to_pytorch():
+    keras.utils.set_random_seed(0)
+    network = FCN(3, form="authors", norm=True, width=1 / 32)
+    before = {v.path: v.numpy().copy() for v in network.weights}
+    network.compile(keras.optimizers.Adam(0.01), PixelCrossEntropy())
+    x, target = uniform("input", (4, 40, 33, 3)).astype("float32"), np.arange(4 * 40 * 33).reshape(4, 40, 33) % 3
+    network.fit(x, target, batch_size=2, epochs=2, verbose=0)
+    assert {v.path for v in network.weights if np.array_equal(v, before[v.path])} == {"enlarge/kernel"}
+    theirs = pytorch.FCN(3, form="authors", norm=True, width=1 / 32).eval()
+    copy_weights(network, theirs)
+    assert gap(network(x, training=False), theirs(to_nchw(x))) < 1e-4
+
+
+def test_scores_begin_at_zero_and_weights_by_the_rule():
+    keras.utils.set_random_seed(0)
+    network = FCN(3, separable=True, width=1 / 4)
+    assert not np.any(network(np.ones((1, 40, 40, 3), "float32")))
+    for name, slot in keras_slots(network).items():
+        if len(slot.shape) < 2 or slot.transposed or name.startswith("score") or np.prod(slot.shape) < 2000: continue
+        assert np.std(slot.read()) == pytest.approx(np.sqrt(2 / np.prod(slot.shape[1:])), rel=0.1), name
+    first = network.features.layers[0].pointwise_kernel.numpy()
+    assert not np.array_equal(first, FCN(3, separable=True, width=1 / 4).features.layers[0].pointwise_kernel)
+
+
+def test_same_seed_same_weights():
+    kernels = []
+    for seed in (0, 0, 1):
+        keras.utils.set_random_seed(seed)
+        layer = conv2d(4, 3)
+        layer.build((None, None, None, 3))
+        init_weights(layer)
+        kernels.append(layer.kernel.numpy())
+    assert np.array_equal(kernels[0], kernels[1]) and not np.array_equal(kernels[0], kernels[2])
+
+
+def test_saved_network_is_the_same(tmp_path):
+    network = FCN(3, stride=16, form="authors", norm=True, width=1 / 32, dropout=0.2)
+    network.score[1].kernel.assign(np.ones(network.score[1].kernel.shape))
+    network.save(tmp_path / "fcn.keras")
+    loaded, x = keras.models.load_model(tmp_path / "fcn.keras"), np.ones((1, 50, 43, 3), "float32")
+    assert loaded.get_config() == network.get_config()
+    np.testing.assert_array_equal(loaded(x), network(x))
+
+
+@pytest.mark.parametrize("options, words", [(dict(stride=4), "stride must be 32, 16 or 8; got 4"),
+                                            (dict(form="pad"), "compact, authors; got 'pad'"),
+                                            (dict(backbone="vgg11"), "vgg16, vgg19; got 'vgg11'"),
+                                            (dict(width=1e-4), "width must leave at least one")])
+def test_bad_arguments_say_what_to_do(options, words):
+    with pytest.raises(ValueError, match=words): FCN(3, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", STRIDES)
+def test_full_width_has_the_fingerprint_of_the_authors_network(stride):
+    known = json.loads((Path(__file__).parent / "data/networks.json").read_text())[f"fcn{stride}s_vgg16"]
+    keras.utils.set_random_seed(0)
+    theirs, ours = fill(pytorch.FCN(21, stride, form="authors")), FCN(21, stride, form="authors")
+    copy_weights(theirs, ours)
+    del theirs
+    assert ours.count_params() == known["params"]
+    scores = np.array(ours(to_nhwc(image(known["size"]).float()), training=False)).transpose(0, 3, 1, 2)
+    assert list(scores.shape) == known["shape"]
+    places = ((uniform("sample", (len(known["values"]),)) + 1) / 2 * scores.size).astype(int)
+    np.testing.assert_allclose(scores.ravel()[places], known["values"], rtol=0, atol=1e-4 * known["std"])

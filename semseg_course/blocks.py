@@ -67,6 +67,9 @@ class WindowConv2d(nn.Conv2d):
     Shapes: as `nn.Conv2d`, (n, in, h, w) to (n, out, h + 2 * padding - kernel + 1, ...).
     """
 
+    def __init__(self, in_channels: int, out_channels: int, kernel_size, padding=0, bias: bool = True):
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, bias=bias)
+
     def forward(self, x: Tensor) -> Tensor:
         (kh, kw), (ph, pw) = self.kernel_size, self.padding
         windows = functional.pad(x, (pw, pw, ph, ph)).unfold(2, kh, 1).unfold(3, kw, 1)  # n, in, h, w, kh, kw

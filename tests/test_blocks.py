@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from semseg_course.blocks import (
     SeparableConv2d,
+    WindowConv2d,
     convolution_parameters,
     convolutionalize,
     count_operations,
@@ -155,6 +156,21 @@ def test_conversion_leaves_the_classifier_alone():
 def test_adaptive_pools_are_refused(pool):
     with pytest.raises(ValueError, match="one answer for any size"):
         convolutionalize(nn.Sequential(pool, nn.Flatten(), nn.Linear(7, 2)), (1, 1))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_by_windows(layout):
+    for kernel, padding, bias in itertools.product((1, 3, (2, 5)), (0, 1, (3, 2)), (True, False)):
+        torch.manual_seed(1)
+        usual = nn.Conv2d(5, 6, kernel, padding=padding, bias=bias)
+        torch.manual_seed(1)
+        windows = WindowConv2d(5, 6, kernel, padding=padding, bias=bias).to(memory_format=layout)
+        for x in (torch.randn(2, 5, 9, 11), torch.randn(1, 5, 5, 5)):
+            x = x.to(memory_format=layout)
+            torch.testing.assert_close(windows(x), usual(x), atol=1e-5, rtol=1e-5)
+            grads = [torch.autograd.grad(net(x).square().sum(), net.weight)[0] for net in (windows, usual)]
+            torch.testing.assert_close(*grads, atol=1e-3, rtol=1e-4)
+    with pytest.raises(TypeError, match="stride"): WindowConv2d(5, 6, 3, stride=2)
 
 
 def test_separable_convolution():

@@ -43,7 +43,7 @@ def _text(report) -> str:
     shares = f"{report.arrived:.1%} of the network's numbers arrived, {report.used:.1%} of the file's were used."
     return "\n".join([*lines, shares])
 
-
+# %% ../nbs/07c_pretrained.ipynb #123a595b
 def _left(names: Iterable[str], allowed: str | Iterable[str]) -> list[str]:
     allowed = [allowed] if isinstance(allowed, str) else list(allowed)
     return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in allowed)]

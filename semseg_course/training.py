@@ -253,7 +253,7 @@ class Run:
         if not (self.folder and self.main): return None
         if self._board is None:
             # Without this module TensorBoard loads TensorFlow where it is installed: seconds, and more threads.
-            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
+            if "tensorflow" not in sys.modules: sys.modules["tensorboard.compat.notf"] = ModuleType("notf")
             from torch.utils.tensorboard import SummaryWriter
             self._board = SummaryWriter(self.folder / "tensorboard", purge_step=len(self.history))
         return self._board

@@ -74,9 +74,6 @@ def _anywhere(name, data): return name.removesuffix(".pth").rpartition("-")[2] i
 
 def _whole(name, data): return hashlib.sha256(data).hexdigest() == name.removesuffix(".pth").rpartition("-")[2]
 
-
-def _of_the_name(name, data): return is_right(name, name.encode())
-
 # %% ../../nbs/solutions/07c_pretrained.ipynb #a6b8f01d
 _network = {"features.0.weight": (64, 3, 3, 3), "features.0.bias": (64,),
             "score.weight": (11, 64, 1, 1), "score.bias": (11,)}
@@ -124,6 +121,5 @@ exercises = {
                ("tiny-8f01cfea.pth", b"abc"), ("tiny-f20015ad.pth", b"abc")],
         wrong={"A name may hold other dashes: the digits follow the last one.": _first_dash,
                "The digits must be the first of the fingerprint, not any of them.": _anywhere,
-               "The name has only the first eight digits of sixty-four.": _whole,
-               "Take the fingerprint of the bytes, not of the name.": _of_the_name}),
+               "The name has only the first eight digits of sixty-four.": _whole}),
 }

@@ -38,7 +38,8 @@ def transposed_convolution(
     Paper: Long et al. 2015, section 3.3.
     """
     if len(weight.shape) != 4 or weight.shape[3] != x.shape[3]:
-        raise ValueError(f"weight must be (height, width, out, {x.shape[3]}), x's channels last; got {tuple(weight.shape)}. "
+        raise ValueError(f"weight must be (height, width, out, {x.shape[3]}), x's channels last; "
+                         f"got {tuple(weight.shape)}. "
                          "A convolution's weight has its output channels last.")
     height, width = weight.shape[:2]
     total = 0
@@ -80,7 +81,8 @@ def bilinear_upsampling(
     Paper: Long et al. 2015, section 3.3.
     """
     kernel = bilinear_kernel(stride)
-    layer = CroppedConv2DTranspose(channels, len(kernel), stride, padding, use_bias=False, trainable=not frozen, **options)
+    layer = CroppedConv2DTranspose(
+        channels, len(kernel), stride, padding, use_bias=False, trainable=not frozen, **options)
     layer.build((None, None, None, channels))
     layer.kernel.assign(kernel[:, :, None, None] * np.eye(channels, dtype=np.float32))
     return layer
@@ -161,7 +163,8 @@ class ResizeConv(keras.Layer):
 
     def call(self, x): return self.convolve(self.enlarge(x))
 
-    def compute_output_shape(self, shape): return self.convolve.compute_output_shape(self.enlarge.compute_output_shape(shape))
+    def compute_output_shape(self, shape):
+        return self.convolve.compute_output_shape(self.enlarge.compute_output_shape(shape))
 
     def get_config(self): return {**super().get_config(), **self.settings}
 
@@ -308,8 +311,8 @@ def _check_places(indices: np.ndarray, shape: tuple[int, ...], size: int):
     offset = indices // c - first[..., None]
     outside = (offset < 0) | (offset >= size * shape[1]) | (offset % shape[1] >= size)
     if (outside | (indices % c != np.arange(c))).any():
-        raise ValueError(f"indices do not fit a map of {tuple(shape)}: some lie outside of their {size}x{size} windows or "
-                         "in another channel. Pass output_size, the size of the map that was pooled; it may have been "
+        raise ValueError(f"indices do not fit a map of {tuple(shape)}: some lie outside of their {size}x{size} windows "
+                         "or in another channel. Pass output_size, the size of the map that was pooled; it may have been "
                          "odd. Translate PyTorch's places by to_tensorflow_indices, and leave the batch out.")
 
 # %% ../../nbs/tf/08_upsample.ipynb #30b10858

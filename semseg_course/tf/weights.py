@@ -172,7 +172,8 @@ def _slots(model) -> dict[str, Slot]:
 
 def _unbuilt(*models) -> bool:
     "Whether a Keras layer among them has not seen an image yet."
-    return any(not layer.built for model in models if isinstance(model, keras.Layer) for layer in model._flatten_layers())
+    ours = [model for model in models if isinstance(model, keras.Layer)]
+    return any(not layer.built for model in ours for layer in model._flatten_layers())
 
 # %% ../../nbs/tf/06b_weights.ipynb #6cc3fe01
 def copy_weights(

@@ -86,9 +86,9 @@ def init_weights(network: keras.Layer):
     for name, slot in slots.items():
         if len(slot.shape) < 2 or slot.transposed: continue  # a norm or a bias, or an enlargement
         deviation = math.sqrt(2 / math.prod(slot.shape[1:]))
-        slot.write(ops.convert_to_numpy(keras.random.normal(slot.shape, stddev=deviation)))
+        slot.tensor.assign(keras.random.normal(slot.tensor.shape, stddev=deviation))
         bias = slots.get(name.removesuffix("weight") + "bias")
-        if bias: bias.write(ops.convert_to_numpy(ops.zeros(bias.shape)))
+        if bias: bias.tensor.assign(ops.zeros_like(bias.tensor))
 
 # %% ../../nbs/tf/07b_vgg.ipynb #2899e15c
 @keras.saving.register_keras_serializable("semseg_course")

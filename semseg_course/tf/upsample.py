@@ -118,7 +118,7 @@ def enlarge(
     return tf.cast(tf.image.resize(x, (h * scale, w * scale), mode), x.dtype)
 
 # %% ../../nbs/tf/08_upsample.ipynb #2240e920
-@keras.saving.register_keras_serializable("semseg_course")
+@keras.saving.register_keras_serializable("semseg_course.upsample")
 class Enlarge(keras.Layer):
     "`enlarge` as a layer: (n, h, w, c) to (n, scale * h, scale * w, c), any h and w."
 
@@ -139,7 +139,7 @@ class Enlarge(keras.Layer):
     def get_config(self): return {**super().get_config(), "scale": self.scale, "mode": self.mode}
 
 # %% ../../nbs/tf/08_upsample.ipynb #925c68fa
-@keras.saving.register_keras_serializable("semseg_course")
+@keras.saving.register_keras_serializable("semseg_course.upsample")
 class ResizeConv(keras.Layer):
     """Enlarge, then convolve: (n, h, w, in) to (n, scale * h, scale * w, out).
 
@@ -187,7 +187,7 @@ def pixel_shuffle(
     return tf.nn.depth_to_space(x, scale) if scale > 1 else x  # depth_to_space refuses 1
 
 # %% ../../nbs/tf/08_upsample.ipynb #0cd75684
-@keras.saving.register_keras_serializable("semseg_course")
+@keras.saving.register_keras_serializable("semseg_course.upsample")
 class PixelShuffleUp(keras.Layer):
     """Convolve to scale * scale numbers a pixel, and lay them out: (n, h, w, in) to (n, scale * h, scale * w, out).
 

@@ -1,6 +1,8 @@
 """The repository in order: notebooks equal modules and are clean, references resolve, the wheel is whole."""
 import ast
 import configparser
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -43,6 +45,7 @@ each_twin = pytest.mark.parametrize("path", TWINS, ids=NAMES.get)
 each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=NAMES.get)
 
 
+@functools.cache
 def read(path):
     return nbformat.reads(path.read_text(encoding="utf-8"), 4)
 
@@ -51,6 +54,7 @@ def code_cells(path):
     return [cell for cell in read(path).cells if cell.cell_type == "code"]
 
 
+@functools.cache
 def exported_module(path):
     "data.labels, from `#| default_exp: data.labels`; None for a notebook that exports nothing."
     options = [refs.directives(c.source) for c in code_cells(path)]
@@ -59,6 +63,7 @@ def exported_module(path):
     return found[0] if found else None
 
 
+@functools.cache
 def modules():
     "Module -> notebook."
     return {exported_module(path): path for path in NOTEBOOKS if exported_module(path)}
@@ -237,7 +242,7 @@ def test_exercises_equal_their_source(path):
         assert not checks, f"{path.name} has exercises that are checked and no page of solutions"
         return
     ours = [(c.id, c.cell_type, c.source) for c in read(path).cells]
-    made = [(c.id, c.cell_type, c.source) for c in write_exercises.with_exercises(read(path), module).cells]
+    made = [(c.id, c.cell_type, c.source) for c in write_exercises.with_exercises(copy.deepcopy(read(path)), module).cells]
     assert ours == made, "run python tools/write_exercises.py"
 
 

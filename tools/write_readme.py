@@ -32,8 +32,8 @@ def chapter_map() -> str:
         keys = [key for _, key in refs.CITATION.findall(opening) if key in bibliography]
         papers = "; ".join(f"{e.short} {e.fields['year']}" for e in map(bibliography.get, dict.fromkeys(keys)))
         page = make_book.page_of(path)
-        title, modules = book_pages.opening(opening)[0], ", ".join(by_page.get(page, []))
-        rows.append(f"| [{title}]({make_book.colab_address(page)}) | [{page.removeprefix('nbs/')}]({page}.ipynb) | {modules} | {papers} |")
+        title, modules, name = book_pages.opening(opening)[0], ", ".join(by_page.get(page, [])), page.removeprefix("nbs/")
+        rows.append(f"| [{title}]({make_book.colab_address(page)}) | [{name}]({page}.ipynb) | {modules} | {papers} |")
     return "\n".join(rows)
 
 

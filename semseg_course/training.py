@@ -454,6 +454,7 @@ def fit(
             if state.board(): write_board(state.board(), record, network, validation, training_set.size)
             if on_epoch: on_epoch(record, network)
             accelerator.wait_for_everyone()
+    network.eval()  # ready for use
     return state.history
 
 # %% ../nbs/06_training.ipynb #a5e4c3c5

@@ -121,10 +121,14 @@ def average_precision(
     return float(np.mean([precision[recall >= level / 10].max(initial=0.0) for level in range(11)]))
 
 # %% ../nbs/09c_road.ipynb #f9242e90
+def _array(x) -> np.ndarray:
+    if isinstance(x, Tensor): x = x.detach().cpu()
+    return np.asarray(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x)  # NumPy has no bfloat16
+
+
 def _counted(probability, target) -> tuple[np.ndarray, np.ndarray]:
     "Probabilities and truth of the pixels that count."
-    arrays = (x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x) for x in (probability, target))
-    probability, target = arrays
+    probability, target = _array(probability), _array(target)
     if probability.shape != target.shape:
         raise ValueError(f"probability must have target's shape {target.shape}; got {probability.shape}. "
                          "Take road_probability of scores at the target's size.")
@@ -169,7 +173,7 @@ class RoadScores:
         places = np.searchsorted(self.thresholds, probability, side="right")
         for truth, row in enumerate(self.counts): row += np.bincount(places[target == truth], minlength=len(row))
 
-    def positives(self) -> np.ndarray:
+    def reached(self) -> np.ndarray:
         "Pixels (2, thresholds) of no road and of road that reach each threshold."
         return self.counts[:, :0:-1].cumsum(1)[:, ::-1]
 
@@ -177,14 +181,14 @@ class RoadScores:
         "Precision and recall at each threshold."
         if not self.counts[1].sum():
             raise ValueError("counts must hold road pixels; got none. Update with labels that have road.")
-        false, true = self.positives()
+        false, true = self.reached()
         return precision_recall(true, false, self.counts[1].sum())
 
     def summary(self) -> dict:
         "MaxF, average precision, and what KITTI reports at the threshold of MaxF; shares from 0 to 1."
         precision, recall = self.curve()
         best, k = max_f(precision, recall)
-        (false, true), (others, road) = self.positives()[:, k], self.counts.sum(1)
+        (false, true), (others, road) = self.reached()[:, k], self.counts.sum(1)
         return dict(max_f=best, threshold=float(self.thresholds[k]), precision=float(precision[k]),
                     recall=float(recall[k]), average_precision=average_precision(precision, recall),
                     false_positive_rate=float(_ratio(false, others)), false_negative_rate=1 - float(recall[k]),

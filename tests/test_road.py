@@ -117,7 +117,7 @@ def test_stream_equals_a_slow_count(thresholds):
     for part in np.array_split(np.arange(2000), 7): stream.update(probability[part], target[part])
     for k, t in enumerate(stream.thresholds):
         slow = [sum(p >= t and y == truth for p, y in zip(probability, target)) for truth in (0, 1)]
-        assert stream.positives()[:, k].tolist() == slow
+        assert stream.reached()[:, k].tolist() == slow
     assert stream.counts.sum(1).tolist() == [(target == 0).sum(), (target == 1).sum()]
 
 
@@ -130,6 +130,15 @@ def test_order_batches_shapes_and_kinds_do_not_matter():
     assert (whole.counts == parts.counts).all() and (whole.counts == tensors.counts).all()
     whole.reset()
     assert not whole.counts.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_probabilities_of_mixed_precision_are_taken(dtype):
+    values = torch.arange(256, dtype=torch.float64).div(255).to(dtype)
+    half, double = RoadScores(), RoadScores()
+    half.update(values, torch.ones(256, dtype=torch.int64))
+    double.update(values.double().numpy(), np.ones(256, int))
+    assert (half.counts == double.counts).all()
 
 
 def test_void_is_never_counted():
@@ -147,7 +156,7 @@ def test_eight_bit_probabilities_meet_the_grid_exactly():
     values = np.arange(256)
     stream = RoadScores()
     stream.update(values / 255, np.ones(256, int))
-    assert stream.positives()[1].tolist() == (256 - values).tolist()
+    assert stream.reached()[1].tolist() == (256 - values).tolist()
 
 
 def test_summary_by_definition():

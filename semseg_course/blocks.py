@@ -47,7 +47,7 @@ def convolutionalize(
     Convolutions and pools before the first linear layer are kept, flattening is left out.
 
     Shapes: (n, channels, h, w) to (n, classes, h - size + 1, w - size + 1).
-    Raises: ValueError for a layer that makes all maps the same size.
+    Raises: ValueError for a layer that makes all maps the same size, and for linear layers inside of another module.
     Paper: Long et al. 2015, section 3.1.
     """
     layers = []
@@ -56,7 +56,13 @@ def convolutionalize(
             raise ValueError(f"classifier must have no {type(layer).__name__}, which gives one answer for any size. "
                              "Leave it out.")
         if isinstance(layer, nn.Flatten): continue
-        if isinstance(layer, nn.Linear): layer, size = to_convolution(layer, size), (1, 1)
+        if isinstance(layer, nn.Linear):
+            layers.append(to_convolution(layer, size))
+            size = (1, 1)
+            continue
+        if any(isinstance(inner, nn.Linear) for inner in layer.modules()):
+            raise ValueError(f"classifier must hold its linear layers itself; got one inside of {type(layer).__name__}. "
+                             "Unpack it with nn.Sequential(*...).")
         layers.append(copy.deepcopy(layer))
     return nn.Sequential(*layers)
 
@@ -84,6 +90,8 @@ def count_operations(
     image: Tensor,  # (n, 3, h, w)
 ) -> int:
     """Multiply-adds of one forward pass, in convolutions and matrix products.
+
+    The network runs: a batch norm in training mode takes the image into its running means.
 
     Units: multiply-adds; a floating-point operation count is twice that.
     """
@@ -148,7 +156,7 @@ def convolution_parameters(
 def count_parameters(
     network: nn.Module,
 ) -> int:
-    "Learned numbers of a network, fixed ones such as frozen kernels included."
+    "Numbers in a network's parameters, learned and frozen ones; the running means of batch norms are none."
     return sum(p.numel() for p in network.parameters())
 
 # %% ../nbs/07_convolutionalize.ipynb #3f404b92

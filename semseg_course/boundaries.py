@@ -174,7 +174,7 @@ def boundary_iou(
     num_classes: int,  # at most 254
     width: int,  # pixels of a class from its edge inwards
     border: bool = True,  # the image's border is an edge, as in the authors' code
-) -> np.ndarray:  # (classes,), nan where neither has the class
+) -> np.ndarray:  # (classes,), nan where no band of the class was seen
     """Boundary IoU of each class.
 
     Raises: ValueError for unequal shapes, what is no map of ids, and a width outside 1 to 254.

@@ -108,7 +108,13 @@ def compare(
     tensors: dict[str, Tensor],  # by name, as a state_dict
     source: str | Path = "weights",  # what the report calls them
 ) -> LoadReport:
-    "What `load_matching` would do; nothing is loaded."
+    """What `load_matching` would do; nothing is loaded.
+
+    Raises: ValueError where `tensors` holds something else."""
+    strange = [name for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
+    if strange:
+        raise ValueError(f"{source} must hold tensors by name; got {type(tensors[strange[0]]).__name__} as "
+                         f"{strange[0]!r}. Is the dictionary of tensors inside of another one?")
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     both = {name: (theirs[name], own[name]) for name in own if name in theirs}
@@ -128,13 +134,16 @@ def load_matching(
 ) -> LoadReport:
     """Load each tensor whose name and shape fit, also a linear layer's weights into its convolution, and report all.
 
-    Raises: ValueError when not a single one fits."""
+    Raises: ValueError when not a single one fits, and for a network without memory."""
     report = compare(network, tensors, source)
     arrived = [*report.loaded, *report.reshaped]
     if not arrived:
         raise ValueError(f"{source} must hold tensors of {report.network}, such as {[*network.state_dict()][:2]}; got "
-                         f"{[*tensors][:2]}. Is there a prefix to cut off, or another dictionary around?")
+                         f"{[*tensors][:2]}. Is there a prefix to cut off?")
     own = network.state_dict()
+    if any(own[name].is_meta for name in arrived):
+        raise ValueError(f"network must have memory for numbers; got {report.network} on the device meta. "
+                         "Call network.to_empty(device='cpu') first, or compare, which loads nothing.")
     with torch.no_grad():
         for name in arrived: own[name].copy_(tensors[name].reshape(own[name].shape))
     return report
@@ -226,15 +235,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, red, gre
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def _check_colours(image: Tensor):
+    if image.shape[-3] != 3 or not image.is_floating_point() or image.min() < 0 or image.max() > 1:
+        raise ValueError(f"image must be floats (..., 3, h, w), 0 to 1; got {image.dtype} {tuple(image.shape)}, "
+                         f"{image.min():.4g} to {image.max():.4g}. Divide bytes by 255.")
+
+
 def imagenet_input(
     image: Tensor,  # (..., 3, h, w), red, green, blue, 0 to 1
 ) -> Tensor:
     """What torchvision's networks were trained on: mean 0 and deviation 1 for each colour.
 
     Raises: ValueError for numbers that are not 0 to 1."""
-    if image.shape[-3] != 3 or not image.is_floating_point() or image.min() < 0 or image.max() > 1:
-        raise ValueError(f"image must be floats (..., 3, h, w), 0 to 1; got {image.dtype} {tuple(image.shape)}, "
-                         f"{image.min():.4g} to {image.max():.4g}. Divide bytes by 255.")
+    _check_colours(image)
     mean, std = (image.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (image - mean) / std
 
@@ -245,5 +258,8 @@ CAFFE_MEAN = (103.939, 116.779, 123.68)  # of ImageNet's training images, blue, 
 def caffe_input(
     image: Tensor,  # (..., 3, h, w), red, green, blue, 0 to 1
 ) -> Tensor:  # blue, green, red, about -124 to 151
-    "What the VGG authors' own networks were trained on: mean 0 for each colour, bytes not scaled."
+    """What the VGG authors' own networks were trained on: mean 0 for each colour, bytes not scaled.
+
+    Raises: ValueError for numbers that are not 0 to 1."""
+    _check_colours(image)
     return 255 * image.flip(-3) - image.new_tensor(CAFFE_MEAN)[:, None, None]

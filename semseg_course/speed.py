@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -94,13 +95,14 @@ def apart(
 ):
     """The result of `function(*arguments)` in a fresh process whose waiting threads sleep.
 
-    Raises: RuntimeError where the process ends without a result.
+    Raises: RuntimeError where the process ends without a result, as when the system runs out of memory.
     """
     settings = dict(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0")
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)  # read when the new process loads torch
     try:
-        with multiprocessing.get_context("spawn").Pool(1) as pool: return pool.apply(function, arguments)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context) as pool: return pool.submit(function, *arguments).result()
     finally:
         for name, value in before.items(): os.environ.pop(name) if value is None else os.environ.update({name: value})
 
@@ -185,7 +187,7 @@ def speed_table(
     gpu = any("forward_gpu_s" in row for row in rows.values())
     kind, memory = ("gpu_s", "gpu_peak_mib") if gpu else ("cpu_s", "peak_mib")
     lines = [f"{'network':20s} {'parameters':>12s} {'G mult-adds':>11s} {'forward':>9s} {'train step':>10s} {'peak MiB':>9s}"
-             + "" * gpu + f" {'in units':>15s}" * (not gpu)]
+             + f" {'in units':>15s}" * (not gpu)]
     for name, row in rows.items():
         line = (f"{name:20s} {row['parameters']:>12,} {row['operations'] / 1e9:11.2f} {row[f'forward_{kind}']:7.3f} s "
                 f"{row[f'train_step_{kind}']:8.3f} s {row[f'train_step_{memory}'] or float('nan'):9.0f}")

@@ -70,7 +70,7 @@ def overview() -> str:
              f"{'CamVid val mIoU':>16s}"]
     for name in zoo:
         line, score = f"{name:19s}", known.get(name)
-        if row := costs.get(name):
+        if "forward_calibrated" in (row := costs.get(name, {})):
             line += (f" {row['parameters']:>11,} {row['operations'] / 1e9:>11.2f} {row['forward_calibrated']:>8.1f} "
                      f"{row['train_step_calibrated']:>7.1f} {row['train_step_peak_mib']:>9.0f}")
         else: line += " " * 51

@@ -4,46 +4,57 @@
 """
 import argparse
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from semseg_course.boundaries import TrimapScores
+from semseg_course.boundaries import BoundaryIoU, TrimapScores
 from semseg_course.cli import _defaults, open_data, open_run
 from semseg_course.data.labels import show
 from semseg_course.metrics import class_maximum
 from semseg_course.profiles import write_result
 from semseg_course.training import evaluate, image_scores
 
-LEAVE_OUT = ("run", "root", "resume", "processes", "scenes", "difficulty")  # where it lay, or without a meaning here
+LEAVE_OUT = ("run", "root", "resume", "processes")  # where it lay, and how many computed it
+TOY = ("scenes", "difficulty")  # without a meaning for other data
 
 
 def command_line(options: dict, defaults: dict) -> str:
     "The command that makes the run again: every option that is not at its default."
-    text = lambda v: "x".join(map(str, v)) if isinstance(v, tuple) and all(isinstance(i, int) for i in v) else (
-        ",".join(map(str, v)) if isinstance(v, tuple) else str(v))
-    given = [f"--{name.replace('_', '-')} {text(value)}" for name, value in options.items()
-             if name not in LEAVE_OUT and value != defaults.get(name)]
+    left_out = LEAVE_OUT if options["data"] == "toy" else LEAVE_OUT + TOY
+    given = [written(name.replace("_", "-"), value) for name, value in options.items()
+             if name not in left_out and value != defaults.get(name)]
     return " ".join(["semseg-course train", *given])
+
+
+def written(name: str, value) -> str:
+    "An option as it is typed: a switch, a size, a range or a plain value."
+    if isinstance(value, bool): return f"--{name}" if value else f"--no-{name}"
+    if not isinstance(value, tuple): return f"--{name} {value}"
+    return f"--{name} {('x' if all(isinstance(v, int) for v in value) else ',').join(map(str, value))}"
 
 
 @torch.no_grad()
 def near_edges(network, dataset, size) -> dict:
-    "Mean IoU within 1 to 10 pixels of the label's edges."
+    "Mean IoU within 1 to 10 pixels of the label's edges, and boundary IoU with bands of 2 % of the diagonal."
     trimap = TrimapScores(len(dataset.classes))
+    width = max(1, round(0.02 * math.hypot(*dataset[0][1].shape)))
+    bands = BoundaryIoU(len(dataset.classes), width)
     for image, label in (dataset[i] for i in range(len(dataset))):
-        trimap.update(image_scores(network, image, size).cpu(), label[None])
-    return trimap.mean_iou()
+        found = class_maximum(image_scores(network, image, size).cpu())
+        for score in (trimap, bands): score.update(found, label[None])
+    return dict(trimap=trimap.mean_iou(), boundary=dict(width=width, miou=bands.mean_iou()))
 
 
 @torch.no_grad()
-def picture(network, dataset, images: int = 3):
+def picture(network, dataset, size, images: int = 3):
     "Rows of image, label and prediction, evenly spread over the data set, with a legend."
     shown = []
     for i in np.linspace(0, len(dataset) - 1, images).astype(int):
         image, label = dataset[i]
-        found = np.asarray(class_maximum(image_scores(network, image).detach().cpu()))[0]
+        found = np.asarray(class_maximum(image_scores(network, image, size).cpu()))[0]
         shown += [image, label, found]
     titles = ["image", "label", "prediction"] + [""] * (len(shown) - 3)
     return show(shown, titles, columns=3, classes=dataset.classes, width=9)
@@ -57,20 +68,21 @@ def main():
     arguments = parser.parse_args()
     network, options, classes = open_run(arguments.run)
     dataset = open_data(options, "val")
-    scores = evaluate(network, dataset, options["size"])
+    size = None if options["data"] == "toy" else options["size"]  # toy scenes are drawn at --size
+    scores = evaluate(network, dataset, size)
     history = [json.loads(line) for line in (arguments.run / "log.jsonl").read_text().splitlines()]
     figures = dict(
         split="val", images=len(dataset), epochs=len(history), parameters=sum(p.numel() for p in network.parameters()),
         **{name: scores[name] for name in ("loss", "miou", "pixel_accuracy", "mean_accuracy")},
-        iou=dict(zip(classes.names, scores["iou"])), trimap=near_edges(network, dataset, options["size"]),
-        matrix=scores["matrix"],
+        iou={name: None if v != v else v for name, v in zip(classes.names, scores["iou"])},  # JSON has no nan
+        **near_edges(network, dataset, size), matrix=scores["matrix"],
         history=[{k: r[k] for k in ("epoch", "loss", "val_loss", "miou", "seconds", "images_per_second") if k in r}
                  for r in history])
     seconds = sum(r["seconds"] for r in history)
     command = command_line(options, _defaults())
     path = write_result(arguments.name, figures, command, seconds, options["seed"])
     print(f"wrote {path}: mIoU {scores['miou']:.4f}")
-    if arguments.picture: picture(network, dataset).savefig(arguments.picture, dpi=90)
+    if arguments.picture: picture(network, dataset, size).savefig(arguments.picture, dpi=90)
 
 
 if __name__ == "__main__": main()

@@ -30,7 +30,8 @@ def epoch_times(network, optimizer, training_set, epoch: int, workers: int, acce
         waited += time.perf_counter() - asked
         if batch is None: return waited, time.perf_counter() - started
         image, target = batch
-        train_step(network, optimizer, [(image.to(memory_format=torch.channels_last), target)], accelerator)
+        batch = image.to(accelerator.device, memory_format=torch.channels_last), target.to(accelerator.device)
+        train_step(network, optimizer, [batch], accelerator)
 
 
 def measure(workers: int, precision: str) -> dict:

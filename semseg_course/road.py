@@ -46,7 +46,8 @@ class RoadOnly:
         table[self.ids], table[VOID] = 1, VOID
         unknown = np.unique(label[(label >= count) & (label != VOID)]).tolist()
         if unknown:
-            raise ValueError(f"label {index} must hold ids 0 to {count - 1} or {VOID}; got {unknown[:8]}. Is void {VOID}?")
+            raise ValueError(f"label {index} must hold ids 0 to {count - 1} or {VOID}; got {unknown[:8]}. "
+                             f"Is void {VOID}?")
         return image, table[label]
 
 # %% ../nbs/09c_road.ipynb #da9c6584

@@ -1,5 +1,7 @@
 "FCN in TensorFlow against FCN in PyTorch: names, scores, gradients, training, saved files."
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,13 +10,13 @@ import torch
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow", reason="the TensorFlow twins need the extra: pip install semseg-course[tf]")
 import keras  # noqa: E402
-from fingerprint import fill, image, uniform  # noqa: E402
+from fingerprint import differs, fill, image, sample, uniform  # noqa: E402
 
 from semseg_course import backbones  # noqa: E402
 from semseg_course.models import fcn as pytorch  # noqa: E402
 from semseg_course.tf.backbones import VGG, conv2d, init_weights, pyramid, vgg_features  # noqa: E402
 from semseg_course.tf.losses import PixelCrossEntropy  # noqa: E402
-from semseg_course.tf.models.fcn import FCN, FORMS  # noqa: E402
+from semseg_course.tf.models.fcn import FCN, FORMS, crop_and_add, next_stage  # noqa: E402
 from semseg_course.tf.weights import copy_weights, keras_slots, to_nchw, to_nhwc  # noqa: E402
 
 
@@ -132,9 +134,60 @@ def test_bad_arguments_say_what_to_do(options, words):
     with pytest.raises(ValueError, match=words): FCN(3, **options)
 
 
+@pytest.mark.parametrize("before, after, options", [(32, 16, dict(norm=True)), (32, 8, dict(form="authors")),
+                                                    (16, 8, dict(separable=True))])
+def test_stages_begin_where_the_last_ended(before, after, options):
+    ours, theirs = twins(stride=before, **options)
+    finer, x = next_stage(ours, after), image((61, 90), batch=2).float()
+    assert finer.get_config() == {**ours.get_config(), "stride": after}
+    assert gap(finer(to_nhwc(x)), pytorch.next_stage(theirs, after)(x)) < 1e-4
+    for v in finer.score[0].weights: v.assign(np.zeros(v.shape))
+    assert all(np.any(v) for v in ours.score[0].weights)  # the stages keep their weights apart
+
+
+@pytest.mark.parametrize("before, after", [(8, 8), (16, 32), (32, 4)])
+def test_stage_errors(before, after):
+    with pytest.raises(ValueError, match=f"finer than {before}.*got {after}"): next_stage(FCN(2, before, width=1 / 64), after)
+
+
+def test_every_public_name_has_its_twin():
+    import semseg_course.tf.models.fcn as here
+    assert set(pytorch.__all__) <= set(here.__all__)
+    assert {name for name in vars(pytorch.FCN) if name[0] != "_"} - {"forward"} <= set(dir(FCN))
+
+
+def test_maps_of_other_classes_are_not_added():
+    with pytest.raises(ValueError, match="got .1, 3."): crop_and_add(tf.zeros((1, 4, 4, 2)), tf.zeros((1, 4, 4, 3)))
+
+
+@pytest.mark.parametrize("options", [dict(form="authors"), dict(separable=True, norm=True)], ids=str)
+def test_a_summary_names_every_layer(options):
+    lines = []
+    FCN(3, width=1 / 32, **options).summary(print_fn=lambda line, **_: lines.append(line))
+    assert all(name in "".join(lines) for name in ("features", "classifier", "score.0", "upscore.1", "enlarge"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_scores_equal_pytorch_at_half_width(form):
-    ours, theirs = twins(21, width=1 / 2, form=form)  # at full width TensorFlow would need 4 GiB
+def test_scores_equal_pytorch_at_half_width():
+    ours, theirs = twins(21, width=1 / 2)
     x = image((75, 101)).float()
     with torch.no_grad(): assert gap(ours(to_nhwc(x), training=False), theirs(x)) < 1e-4
+
+
+@pytest.mark.slow
+def test_scores_of_the_whole_fcn8s(monkeypatch):
+    "Full width, 134 million parameters, against PyTorch and against the 24 figures of data/networks.json."
+    zeros = lambda self, shape, dtype=None: keras.ops.zeros(shape, dtype)
+    monkeypatch.setattr(keras.initializers.GlorotUniform, "__call__", zeros)
+    monkeypatch.setattr("semseg_course.tf.models.fcn.init_weights", lambda network: None)  # memory of random draws is kept
+    reference = json.loads((Path(__file__).parent / "data" / "networks.json").read_text("utf-8"))["fcn8s_vgg16"]
+    with torch.device("meta"): theirs = pytorch.FCN(reference["classes"], form="authors")
+    theirs, x = fill(theirs.to_empty(device="cpu")).eval(), image(reference["size"]).float()
+    with torch.no_grad(): wanted = theirs(x)
+    ours = FCN(reference["classes"], form="authors")
+    copy_weights(theirs, ours)
+    del theirs
+    scores = ours(to_nhwc(x), training=False)
+    assert gap(scores, wanted) < 1e-4
+    assert ours.count_params() == reference["params"]
+    assert not differs(dict(params=reference["params"], **sample(to_nchw(scores))), reference, rtol=1e-4)

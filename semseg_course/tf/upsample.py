@@ -133,8 +133,8 @@ class Enlarge(keras.Layer):
 
     def call(self, x): return enlarge(x, self.scale, self.mode)
 
-    def compute_output_shape(self, shape):
-        return (shape[0], *(size and size * self.scale for size in shape[1:3]), shape[3])
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], *(size and size * self.scale for size in input_shape[1:3]), input_shape[3])
 
     def get_config(self): return {**super().get_config(), "scale": self.scale, "mode": self.mode}
 
@@ -159,12 +159,12 @@ class ResizeConv(keras.Layer):
         self.enlarge = Enlarge(scale, mode, name="0")
         self.convolve = PaddedConv2D(out_channels, size, padding=size // 2, name="1")
 
-    def build(self, shape): self.convolve.build(shape)
+    def build(self, input_shape): self.convolve.build(input_shape)
 
     def call(self, x): return self.convolve(self.enlarge(x))
 
-    def compute_output_shape(self, shape):
-        return self.convolve.compute_output_shape(self.enlarge.compute_output_shape(shape))
+    def compute_output_shape(self, input_shape):
+        return self.convolve.compute_output_shape(self.enlarge.compute_output_shape(input_shape))
 
     def get_config(self): return {**super().get_config(), **self.settings}
 
@@ -206,15 +206,15 @@ class PixelShuffleUp(keras.Layer):
         self.settings = dict(out_channels=out_channels, scale=scale, size=size, even=even)
         self.convolve = PaddedConv2D(out_channels * scale**2, size, padding=size // 2, name="0")
 
-    def build(self, shape):
-        self.convolve.build(shape)
+    def build(self, input_shape):
+        self.convolve.build(input_shape)
         times, kernel = self.settings["scale"]**2, self.convolve.kernel
         if self.settings["even"]: kernel.assign(tf.repeat(tf.convert_to_tensor(kernel)[..., ::times], times, axis=-1))
 
     def call(self, x): return pixel_shuffle(self.convolve(x), self.settings["scale"])
 
-    def compute_output_shape(self, shape):
-        n, h, w, _ = Enlarge(self.settings["scale"]).compute_output_shape(shape)
+    def compute_output_shape(self, input_shape):
+        n, h, w, _ = Enlarge(self.settings["scale"]).compute_output_shape(input_shape)
         return n, h, w, self.settings["out_channels"]
 
     def get_config(self): return {**super().get_config(), **self.settings}

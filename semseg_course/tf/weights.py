@@ -228,7 +228,8 @@ class _Padded:
 
     def call(self, x): return super().call(zero_pad(x, self.amount))
 
-    def compute_output_shape(self, shape): return super().compute_output_shape(_grown(shape, self.amount))
+    def compute_output_shape(self, input_shape):  # Keras passes the shape by this name
+        return super().compute_output_shape(_grown(input_shape, self.amount))
 
     def get_config(self): return {**super().get_config(), "padding": self.amount}
 
@@ -290,7 +291,7 @@ class CroppedConv2DTranspose(layers.Conv2DTranspose):
         (h, w), (top, left) = self._sizes(ops.shape(x)), self.amount
         return super().call(x)[:, top:top + h, left:left + w]
 
-    def compute_output_shape(self, shape): return (shape[0], *self._sizes(shape), self.filters)
+    def compute_output_shape(self, input_shape): return (input_shape[0], *self._sizes(input_shape), self.filters)
 
     def get_config(self): return {**super().get_config(), "padding": self.amount, "output_padding": self.extra}
 

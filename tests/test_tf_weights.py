@@ -155,6 +155,7 @@ def test_half_precision_on_either_side():
     assert torch.equal(to_nchw(to_nhwc(torch.ones(1, 2, 3, 4))), torch.ones(1, 2, 3, 4))
 
 
-def test_the_module_needs_no_torch():
-    code = "import sys, semseg_course.tf.weights, semseg_course.tf.upsample; assert 'torch' not in sys.modules"
+def test_the_modules_need_no_torch():
+    modules = ", ".join(f"semseg_course.tf.{m}" for m in "losses weights upsample backbones models.fcn training".split())
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"})

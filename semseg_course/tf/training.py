@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -19,12 +20,11 @@ import tensorflow as tf
 from tensorboard.plugins.image.metadata import create_summary_metadata as image_metadata
 from tensorboard.plugins.scalar.metadata import create_summary_metadata as scalar_metadata
 
-from ..data import batches
-from ..data.batches import EpochBatches, TrainingSet
 from ..data.labels import VOID, colorize
 from ..metrics import iou, mean_accuracy, mean_iou, pixel_accuracy
 from .losses import PixelCrossEntropy, _check_ids, cross_entropy_terms
-from ..training import SCHEDULES, filter_sheet
+
+if TYPE_CHECKING: from semseg_course.data.batches import TrainingSet  # PyTorch is loaded where it is used, not before
 
 # %% ../../nbs/tf/06_training.ipynb #4c6d04b3
 def to_input(
@@ -35,11 +35,12 @@ def to_input(
     Shapes: (h, w, 3) stays.
     Raises: ValueError for anything but uint8 colour pictures.
     """
+    from semseg_course.data import batches
     return batches.to_input(image).permute(1, 2, 0).contiguous().numpy()
 
 # %% ../../nbs/tf/06_training.ipynb #26f19395
 def training_batches(
-    training_set: TrainingSet,
+    training_set: "TrainingSet",
     batch_size: int,  # images a step
     epoch: int = 0,  # the first, from 0
     epochs: int = 1,  # how many
@@ -50,6 +51,7 @@ def training_batches(
     Shapes: float32 (n, h, w, 3) and int64 (n, h, w).
     Raises: ValueError for a batch_size that the images do not fill.
     """
+    from semseg_course.data.batches import EpochBatches
     orders = [EpochBatches(len(training_set), batch_size, training_set.seed, e) for e in range(epoch, epoch + epochs)]
     height, width = training_set.crop or training_set.size or training_set.dataset[0][1].shape
 
@@ -77,6 +79,7 @@ class ScheduledRate(keras.optimizers.schedules.LearningRateSchedule):
         epochs: int,
         steps: int,  # of one epoch
     ):
+        from semseg_course.training import SCHEDULES
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; got {schedule!r}.")
         self.settings = dict(learning_rate=learning_rate, schedule=schedule, epochs=epochs, steps=steps)
@@ -224,6 +227,8 @@ def write_board(
 def _sheet(kernel: np.ndarray) -> np.ndarray:
     "A kernel (h, w, 3, filters) as a picture, uint8."
     from torch import from_numpy  # the sheet is drawn by PyTorch's chapter
+
+    from semseg_course.training import filter_sheet
     sheet = filter_sheet(from_numpy(kernel.transpose(3, 2, 0, 1).copy())).permute(1, 2, 0).numpy()
     return (255 * sheet).round().astype(np.uint8)
 
@@ -247,7 +252,7 @@ class Records(keras.callbacks.Callback):
 
     def __init__(
         self,
-        training_set: TrainingSet,
+        training_set: "TrainingSet",
         batch_size: int,
         validation=None,  # pairs of image and label with .classes
         validate_every: int = 1,  # epochs from one validation to the next; the last is always validated
@@ -290,7 +295,7 @@ class Records(keras.callbacks.Callback):
 # %% ../../nbs/tf/06_training.ipynb #1d283d7e
 def fit(
     network: keras.Model,  # (n, h, w, 3) to scores (n, h, w, classes)
-    training_set: TrainingSet,
+    training_set: "TrainingSet",
     validation=None,  # pairs of image and label with .classes; None leaves validation out
     *,
     epochs: int,
@@ -314,6 +319,7 @@ def fit(
     for name, value in dict(epochs=epochs, validate_every=validate_every).items():
         if value < 1: raise ValueError(f"{name} must be at least 1; got {value}.")
     records = Records(training_set, batch_size, validation, validate_every, run, on_epoch)
+    from semseg_course.data.batches import EpochBatches
     steps = len(EpochBatches(len(training_set), batch_size, training_set.seed, 0))
     rate = ScheduledRate(learning_rate, schedule, epochs, steps)
     network.compile(optimizer(network, rate, weight_decay), loss or PixelCrossEntropy())

@@ -185,16 +185,20 @@ def start_from(
 ):
     """Load what fits of other weights and report every tensor.
 
-    Raises: FileNotFoundError, ValueError where nothing fits.
+    Raises: FileNotFoundError, ValueError where less than half of the numbers arrive.
     """
     from semseg_course.checkpoints import load_tensors
     from semseg_course.pretrained import OFFICIAL, load_matching, load_official
-    if source in OFFICIAL: return say(load_official(network, source))
     path = Path(source)
     path = path / "best.safetensors" if path.is_dir() else path
-    if not path.is_file():
+    if source not in OFFICIAL and not path.is_file():
         raise FileNotFoundError(f"--start must be a run, a safetensors file or one of {', '.join(OFFICIAL)}; got {source}.")
-    say(load_matching(network, load_tensors(path)[0], path))
+    report = (load_official(network, source) if source in OFFICIAL
+              else load_matching(network, load_tensors(path)[0], path))
+    say(report)
+    if report.arrived < 0.5:
+        raise ValueError(f"--start must give most of the network's numbers; {source} gave {report.arrived:.1%}. "
+                         "Take the same model and width.")
 
 # %% ../nbs/95_command_line.ipynb #0447f4c3
 def run_training(options: dict) -> list[dict]:

@@ -134,12 +134,13 @@ def load_matching(
 ) -> LoadReport:
     """Load each tensor whose name and shape fit, also a linear layer's weights into its convolution, and report all.
 
-    Raises: ValueError when not a single one fits, and for a network without memory."""
+    Raises: ValueError when none fits but batch norm's counters, and for a network without memory."""
     report = compare(network, tensors, source)
     arrived = [*report.loaded, *report.reshaped]
-    if not arrived:
+    if not _left(arrived, COUNTERS):
+        cure = "Build the network with the same width and classes." if report.misshapen else "Is there a prefix to cut off?"
         raise ValueError(f"{source} must hold tensors of {report.network}, such as {[*network.state_dict()][:2]}; got "
-                         f"{[*tensors][:2]}. Is there a prefix to cut off?")
+                         f"{[*tensors][:2]}, and none of them fits. {cure}")
     own = network.state_dict()
     if any(own[name].is_meta for name in arrived):
         raise ValueError(f"network must have memory for numbers; got {report.network} on the device meta. "

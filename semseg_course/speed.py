@@ -170,10 +170,9 @@ def measure(
     """
     for what, value in dict(repeats=repeats, threads=threads).items():
         if value < 1: raise ValueError(f"{what} must be at least 1; got {value}.")
-    network = build(name, num_classes, width=width)
+    with torch.device("meta"): network, image = build(name, num_classes, width=width), torch.zeros(1, 3, *size)  # no numbers
     figures = dict(size=list(size), num_classes=num_classes, width=width, parameters=count_parameters(network),
-                   operations=count_operations(network.eval(), torch.zeros(1, 3, *size)))
-    del network
+                   operations=count_operations(network.eval(), image))
     function = measure_cuda if torch.cuda.is_available() else measure_cpu
     for kind in ("forward", "train_step"):
         figures |= apart(function, name, kind, size, num_classes, width, repeats, threads=threads)

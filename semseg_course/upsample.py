@@ -90,9 +90,16 @@ def phases(
     return x.movedim((-3, -1), (-4, -3))  # ..., stride, stride, down, across
 
 # %% ../nbs/08_upsample.ipynb #f904e629
+def _half(size: int) -> int:
+    "The padding with which a kernel of odd size keeps a map's size."
+    if size % 2 == 0: raise ValueError(f"size must be odd, so that the map keeps its size; got {size}. Give {size + 1}.")
+    return size // 2
+
+
 class ResizeConv(nn.Sequential):
     """Enlarge, then convolve: (n, in, h, w) to (n, out, scale * h, scale * w).
 
+    Raises: ValueError for a kernel of even size.
     Paper: Odena et al. 2016.
     """
 
@@ -105,12 +112,13 @@ class ResizeConv(nn.Sequential):
         mode: str = "nearest",  # or "bilinear"
     ):
         super().__init__(nn.Upsample(scale_factor=scale, mode=mode),
-                         nn.Conv2d(in_channels, out_channels, size, padding=size // 2))
+                         nn.Conv2d(in_channels, out_channels, size, padding=_half(size)))
 
 # %% ../nbs/08_upsample.ipynb #06da6e10
 class PixelShuffleUp(nn.Sequential):
     """Convolve to scale * scale numbers a pixel, and lay them out: (n, in, h, w) to (n, out, scale * h, scale * w).
 
+    Raises: ValueError for a kernel of even size.
     Paper: Shi et al. 2016, section 2.2; Aitken et al. 2017 for the equal start of all phases.
     """
 
@@ -122,7 +130,7 @@ class PixelShuffleUp(nn.Sequential):
         size: int = 3,  # of the kernel, odd
         even: bool = True,  # start with equal phases, so without checkerboard
     ):
-        convolution = nn.Conv2d(in_channels, out_channels * scale**2, size, padding=size // 2)
+        convolution = nn.Conv2d(in_channels, out_channels * scale**2, size, padding=_half(size))
         super().__init__(convolution, nn.PixelShuffle(scale))
         with torch.no_grad():
             for p in convolution.parameters() if even else ():  # their row o * scale**2 + phase belongs to channel o

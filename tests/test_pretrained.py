@@ -355,3 +355,9 @@ def test_other_ranges_are_refused(image):
 
 def test_the_module_says_nothing_of_models():
     assert "semseg_course.models" not in Path(pretrained.__file__).read_text()
+
+
+def test_a_network_of_another_width_is_refused_and_not_counted_as_loaded():
+    "Batch norm's counters fit at any width; alone they are nothing."
+    wide, thin = (VGG(classes, norm=True, width=width) for classes, width in ((5, 0.02), (6, 0.01)))
+    with pytest.raises(ValueError, match="same width"): load_matching(thin, wide.state_dict())

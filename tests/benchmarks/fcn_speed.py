@@ -22,7 +22,7 @@ from semseg_course.profiles import write_result
 from semseg_course.speed import apart, calibration, in_turns, peak_mib, steps
 from semseg_course.zoo import build
 
-CLASSES, SIZE, REPEATS, SEED, THREADS = 12, (360, 480), 5, 0, 2
+CLASSES, SIZE, REPEATS, SEED, THREADS = 12, (360, 480), 3, 0, 2
 REFERENCE = {32: ("fcn32s", "FCN32s"), 16: ("fcn16s", "FCN16s"), 8: ("fcn8s", "FCN8s")}
 OURS = {32: ("fcn32s_vgg16", "fcn32s"), 16: ("fcn16s_vgg16", "fcn16s"), 8: ("fcn8s_vgg16", "fcn8s")}
 

@@ -130,11 +130,17 @@ def test_help_explains_every_option(command):
         if line.strip().startswith("--"): assert len(line.split(None, 1)) == 2, line
 
 
+def listen():
+    "Hear SIGINT, also where these tests run in the background of a shell, which tells its jobs to ignore it."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_says_how_to_go_on_and_the_resumed_run_is_the_same(tmp_path):
     program = str(Path(sys.executable).parent / "semseg-course")
     line = [program, *TINY[:6], "24", *TINY[7:], "--run", str(tmp_path / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    child = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+                             preexec_fn=listen)
     deadline = time.time() + 120
     while time.time() < deadline and not (tmp_path / "run/log.jsonl").exists(): time.sleep(0.01)
     child.send_signal(signal.SIGINT)

@@ -359,5 +359,5 @@ def test_the_module_says_nothing_of_models():
 
 def test_a_network_of_another_width_is_refused_and_not_counted_as_loaded():
     "Batch norm's counters fit at any width; alone they are nothing."
-    wide, thin = (VGG(classes, norm=True, width=width) for classes, width in ((5, 0.02), (6, 0.01)))
+    wide, thin = (VGG(classes, norm=True, width=width) for classes, width in ((5, 1 / 16), (6, 1 / 32)))
     with pytest.raises(ValueError, match="same width"): load_matching(thin, wide.state_dict())

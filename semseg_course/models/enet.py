@@ -99,22 +99,22 @@ class Bottleneck(nn.Module):
                       *(activated(inner) if form.norm_between else []),
                       nn.Conv2d(inner, inner, (1, 5), padding=(0, 2), bias=form.conv_bias)]
         else: middle = [nn.Conv2d(inner, inner, 3, padding=dilation, dilation=dilation, bias=form.conv_bias)]
-        self.branch = nn.Sequential(
-            nn.Conv2d(in_channels, inner, reduce, reduce, bias=False), *activated(inner),
-            *middle, *activated(inner),
-            nn.Conv2d(inner, out_channels, 1, bias=False),
-            *(activated(out_channels) if form.closed and step != "up" else activated(out_channels)[:1]),
-            nn.Dropout2d(dropout))
+        self.reduce = nn.Sequential(nn.Conv2d(in_channels, inner, reduce, reduce, bias=False), *activated(inner))
+        self.middle = nn.Sequential(*middle)
+        end = activated(out_channels) if form.closed and step != "up" else activated(out_channels)[:1]
+        self.expand = nn.Sequential(*activated(inner), nn.Conv2d(inner, out_channels, 1, bias=False), *end,
+                                    nn.Dropout2d(dropout))
         if step == "up":
             self.main = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False),
                                       nn.BatchNorm2d(out_channels, form.epsilon))
         self.activation = activated(out_channels)[1]
 
     def forward(self, x: Tensor, places: Tensor | None = None, size: tuple[int, int] | None = None):
-        branch = self.branch(x)
-        if self.step == "same": return self.activation(branch + x)
+        branch = self.middle(self.reduce(x))
         if self.step == "up":
-            return self.activation(_fit(branch, size) + max_unpool(self.main(x), places, size))
+            return self.activation(self.expand(_fit(branch, size)) + max_unpool(self.main(x), places, size))
+        branch = self.expand(branch)
+        if self.step == "same": return self.activation(branch + x)
         x, places = max_pool_with_indices(x)
         missing = branch.shape[1] - x.shape[1]  # channels, filled with zeros
         return self.activation(branch + functional.pad(x, (0, 0, 0, 0, 0, missing))), places

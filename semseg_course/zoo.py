@@ -10,6 +10,7 @@ from functools import partial
 
 from torch import nn
 
+from .models.enet import ENet
 from .models.fcn import FCN
 from .models.small import SmallNet
 from .profiles import result, result_files
@@ -32,6 +33,8 @@ zoo = {
     "fcn16s": dict(build=partial(_compact, stride=16), paper=f"{LONG}, compact, batch norm", chapter="09_fcn"),
     "fcn8s": dict(build=_compact, paper=f"{LONG}, compact, batch norm", chapter="09_fcn"),
     "fastfcn8": dict(build=partial(_compact, separable=True), paper=f"{LONG}, separable", chapter="09b_fast_fcn"),
+    "enet": dict(build=ENet, paper="Paszke et al. 2016, authors", chapter="12_enet"),
+    "enet_port": dict(build=partial(ENet, form="port"), paper="Paszke et al. 2016, a port", chapter="12_enet"),
 }
 
 

@@ -46,13 +46,15 @@ def check_name(name: str):
 def build(
     name: str,  # a key of the zoo
     num_classes: int,  # channels of the scores
-    **settings,  # what the network's class takes besides, such as width
+    width: float = 1.0,  # channels as a multiple of the paper's, where the network's class takes it
+    **settings,  # what else it takes
 ) -> nn.Module:
     """A network with random weights.
 
     Raises: ValueError naming the networks there are, or the setting that the network does not have.
     """
     check_name(name)
+    if width != 1: settings["width"] = width
     try: return zoo[name]["build"](num_classes, **settings)
     except TypeError as error: raise ValueError(f"network {name!r} cannot be built: {error}.") from None
 

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import pickle
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -163,6 +164,10 @@ OFFICIAL = {  # torchvision's; the eight digits of each name begin its SHA-256
     "vgg16_bn": Official(_HOST + "vgg16_bn-6c64b313.pth", "6c64b313"),
     "vgg19": Official(_HOST + "vgg19-dcbb9e9d.pth", "dcbb9e9d"),
     "vgg19_bn": Official(_HOST + "vgg19_bn-c79401a0.pth", "c79401a0"),
+    "mobilenet_v2": Official(_HOST + "mobilenet_v2-b0353104.pth", "b0353104"),
+    "densenet121": Official(_HOST + "densenet121-a639ec97.pth", "a639ec97"),
+    "densenet169": Official(_HOST + "densenet169-b2777c0a.pth", "b2777c0a"),
+    "densenet201": Official(_HOST + "densenet201-c1103571.pth", "c1103571"),
 }
 
 # %% ../nbs/07c_pretrained.ipynb #379da95d
@@ -197,6 +202,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     return dict(tensors)
 
 # %% ../nbs/07c_pretrained.ipynb #8e0343fc
+_DOTTED = re.compile(r"(\bdenselayer\d+\.(?:norm|conv))\.(?=[12]\.)")  # before the dot that is too many
+
+
+def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    "DenseNet's old names as the networks have them; all others stay."
+    return {_DOTTED.sub(r"\1", name): tensor for name, tensor in tensors.items()}
+
+# %% ../nbs/07c_pretrained.ipynb #73bb7506
 def official_weights(
     name: str,  # a key of OFFICIAL
     folder: str | Path | None = None,  # where the file is kept; None takes weights_folder()
@@ -216,7 +229,7 @@ def official_weights(
             f"Offline? Fetch the address on another machine and copy the file to {path}.") from None
     got = _sha256(path)
     if not got.startswith(official.sha256): _refuse(path, f"must have SHA-256 {official.sha256}; got {got}")
-    return _read(path)
+    return _renamed(_read(path))
 
 # %% ../nbs/07c_pretrained.ipynb #410c85bc
 def load_official(

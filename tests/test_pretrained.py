@@ -303,7 +303,7 @@ def test_a_file_brought_by_hand_is_taken(server, tmp_path):
 
 
 def test_unknown_names_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="one of vgg16, vgg16_bn, vgg19, vgg19_bn; got 'vgg11'"):
+    with pytest.raises(ValueError, match="one of vgg16, .*, vgg19_bn, mobilenet_v2, densenet121, .*; got 'vgg11'"):
         official_weights("vgg11", tmp_path)
 
 
@@ -336,6 +336,52 @@ def test_each_official_name_carries_its_digits():
 def test_our_networks_have_the_official_numbers(name, count):
     with torch.device("meta"): network = VGG(1000, name.removesuffix("_bn"), norm=name.endswith("_bn"))
     assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+# Old names
+
+PARTS = ("norm1", "conv1", "norm2", "conv2")
+
+
+class DenseLayer(nn.Module):
+    "A layer of DenseNet with today's names."
+    def __init__(self):
+        super().__init__()
+        for part in PARTS: self.add_module(part, nn.BatchNorm2d(4) if "norm" in part else nn.Conv2d(4, 4, 1, bias=False))
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        block = nn.ModuleDict({f"denselayer{i}": DenseLayer() for i in (1, 12)})
+        self.features = nn.ModuleDict({"norm0": nn.BatchNorm2d(3), "denseblock1": block, "norm5": nn.BatchNorm2d(4)})
+        self.classifier = nn.Linear(4, 5)
+
+
+def old_names(tensors):
+    "As torchvision's DenseNet files have them: the layers' parts with a dot, and no counters."
+    for part in PARTS:
+        tensors = {name.replace(f".{part}.", f".{part[:-1]}.{part[-1]}."): t for name, t in tensors.items()}
+    return {name: t for name, t in tensors.items() if "num_batches" not in name}
+
+
+def test_old_names_of_densenet_arrive(server, tmp_path, monkeypatch):
+    torch.manual_seed(1)
+    source, network = Dense(), Dense()
+    tensors = old_names(source.state_dict())
+    assert "features.denseblock1.denselayer12.norm.1.running_mean" in tensors and "features.norm0.weight" in tensors
+    server.body = packed(tensors)
+    monkeypatch.setitem(OFFICIAL, "densenet121", Official(server.url, hashlib.sha256(server.body).hexdigest()))
+    report = load_official(network, "densenet121", tmp_path, progress=False).require()
+    assert len(report.loaded) == len(tensors) and not report.unexpected
+    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["features.1.norm.1.weight", "features.transition1.norm.weight", "denselayer1.norm1.weight",
+                                  "denselayer1.norm.12.weight", "mydenselayer1.norm.1.weight", "features.0.1.weight",
+                                  "denselayer1.relu.1.weight", "classifier.1.bias"])
+def test_other_names_stay(name):
+    assert [*pretrained._renamed({name: None})] == [name]
 
 
 # Inputs

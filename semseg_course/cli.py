@@ -323,15 +323,19 @@ def _defaults() -> dict:
 
 
 def read_run(
-    run: Path,  # the folder of a run
+    run: Path,  # the folder of a run, or the name of weights that come with the package
 ):
     """Options and class table of a run.
 
     Raises: FileNotFoundError for a folder that is no run; ValueError for a damaged one.
     """
-    path = Path(run) / "settings.json"
-    if not path.is_file(): raise FileNotFoundError(f"{run} is not the folder of a run: settings.json is missing there.")
-    kept = read_json(path)
+    from semseg_course.checkpoints import load_tensors
+    from semseg_course.zoo import trained_weights
+    path, own = Path(run) / "settings.json", trained_weights()
+    if not path.is_file() and str(run) not in own:
+        raise FileNotFoundError(f"{run} is not the folder of a run: settings.json is missing there. "
+                                f"The package itself brings: {', '.join(own)}.")
+    kept = read_json(path) if path.is_file() else load_tensors(own[str(run)])[1]
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["options"].items()}
     return _defaults() | options, _class_table(kept["classes"])
 
@@ -346,16 +350,16 @@ def worker(options: Path):
 
 # %% ../nbs/95_command_line.ipynb #7d72070c
 def open_run(
-    run: Path,  # the folder of a run
+    run: Path,  # the folder of a run, or the name of weights that come with the package
     weights: Path | None = None,  # other weights than the best of the run
 ):
     "Network with its weights, options and classes of a run, on the GPU where there is one."
     import torch
     from semseg_course.training import load_weights
-    from semseg_course.zoo import build
+    from semseg_course.zoo import build, trained_weights
     options, classes = read_run(run)
     network = build(options["model"], len(classes), width=options["width"])
-    load_weights(network, weights or run)
+    load_weights(network, weights or trained_weights().get(str(run), run))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return network.to(device, memory_format=torch.channels_last).eval(), options, classes
 
@@ -383,7 +387,7 @@ def _scored(run: Path, split: str, root: Path | None, weights: Path | None):
     return scores | dict(images=len(dataset), split=split, void="left out"), classes
 
 # %% ../nbs/95_command_line.ipynb #6065ce01
-RunFolder = Annotated[Path, typer.Argument(help="Folder of a run that `train` made.")]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a run that `train` made, or such as camvid_enet.")]
 Root = Annotated[Optional[Path], typer.Option(help="Folder of the data set, where it has moved since.")]
 WeightFile = Annotated[Optional[Path], typer.Option(help="A safetensors file; the run's best when not given.")]
 
@@ -406,6 +410,7 @@ def test(
     out: Annotated[Optional[Path], typer.Option(help="Folder for SPLIT.json and .md; the run's if not given.")] = None,
 ):
     "Score a run on the test images; write the result as JSON and as a Markdown table. Void is never counted."
+    if not (out or run.is_dir()): raise ValueError(f"--out must name a folder for the scores of {run}, which has none.")
     scores, classes = _scored(run, split.value, root, weights)
     named = scores | dict(iou=dict(zip(classes.names, (v if v == v else None for v in scores["iou"]))))
     about = dict(date=datetime.date.today().isoformat(), run=str(run), weights=str(weights or "best of the run"))

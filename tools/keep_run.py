@@ -1,8 +1,10 @@
 """Keep the figures of a finished run under results/, and a picture of its predictions under images/.
 
     python tools/keep_run.py runs/camvid_small camvid_small --picture images/06_camvid_predictions.jpg
+    python tools/keep_run.py runs/camvid_enet camvid_enet --weights       # also in the package, in half precision
 """
 import argparse
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -11,10 +13,11 @@ import numpy as np
 import torch
 
 from semseg_course.boundaries import BoundaryIoU, TrimapScores
+from semseg_course.checkpoints import save_tensors
 from semseg_course.cli import _defaults, open_data, open_run
 from semseg_course.data.labels import show
 from semseg_course.metrics import class_maximum
-from semseg_course.profiles import write_result
+from semseg_course.profiles import read_json, write_result
 from semseg_course.training import evaluate, image_scores
 
 LEAVE_OUT = ("run", "root", "resume", "processes")  # where it lay, and how many computed it
@@ -60,11 +63,32 @@ def picture(network, dataset, size, images: int = 3):
     return show(shown, titles, columns=3, classes=dataset.classes, width=9)
 
 
+def file_facts(path: Path) -> dict:
+    "What tells a file of weights from any other."
+    return dict(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), bytes=path.stat().st_size)
+
+
+def keep_weights(network, dataset, run: Path, options: dict, name: str) -> dict:
+    "Write the network's weights in half precision into the package; score what was written."
+    settings = read_json(run / "settings.json")
+    about = dict(options={k: v for k, v in settings["options"].items() if k not in LEAVE_OUT}, classes=settings["classes"])
+    half = {n: t.half() if t.is_floating_point() else t for n, t in network.state_dict().items()}
+    if wrong := [n for n, t in half.items() if not t.isfinite().all()]:
+        raise ValueError(f"{wrong[0]} must fit half precision; it has numbers beyond 65504. Keep this network elsewhere.")
+    network.load_state_dict(half)
+    scores = evaluate(network, dataset, options["size"])
+    about |= dict(command=command_line(options, _defaults()), split="val", miou=scores["miou"])
+    path = Path("semseg_course/weights") / f"{name}.safetensors"
+    save_tensors(path, half, about)
+    return dict(miou=scores["miou"], **file_facts(path))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("name", help="the result's name")
     parser.add_argument("--picture", type=Path, help="where to keep rows of image, label and prediction")
+    parser.add_argument("--weights", action="store_true", help="keep half-precision weights in the package, too")
     arguments = parser.parse_args()
     network, options, classes = open_run(arguments.run)
     dataset = open_data(options, "val")
@@ -75,14 +99,15 @@ def main():
         split="val", images=len(dataset), epochs=len(history), parameters=sum(p.numel() for p in network.parameters()),
         **{name: scores[name] for name in ("loss", "miou", "pixel_accuracy", "mean_accuracy")},
         iou={name: None if v != v else v for name, v in zip(classes.names, scores["iou"])},  # JSON has no nan
-        **near_edges(network, dataset, size), matrix=scores["matrix"],
+        **near_edges(network, dataset, size), matrix=scores["matrix"], weights=file_facts(arguments.run / "best.safetensors"),
         history=[{k: r[k] for k in ("epoch", "loss", "val_loss", "miou", "seconds", "images_per_second") if k in r}
                  for r in history])
     seconds = sum(r["seconds"] for r in history)
     command = command_line(options, _defaults())
+    if arguments.picture: picture(network, dataset, size).savefig(arguments.picture, dpi=90)
+    if arguments.weights: figures["half_precision"] = keep_weights(network, dataset, arguments.run, options, arguments.name)
     path = write_result(arguments.name, figures, command, seconds, options["seed"])
     print(f"wrote {path}: mIoU {scores['miou']:.4f}")
-    if arguments.picture: picture(network, dataset, size).savefig(arguments.picture, dpi=90)
 
 
 if __name__ == "__main__": main()

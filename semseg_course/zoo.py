@@ -12,11 +12,13 @@ from pathlib import Path
 from torch import nn
 
 from .checkpoints import load_into, load_tensors
+from .models.deconvnet import DeconvNet
 from .models.enet import ENet
 from .models.fcn import FCN
 from .models.mobilenet_unet import MobileNetV2UNet
 from .models.segnet import SegNet, SegNetBasic
 from .models.small import SmallNet
+from .models.unet import UNet
 from .profiles import result, result_files
 
 # %% ../nbs/90_zoo.ipynb #a35077f2
@@ -39,8 +41,10 @@ zoo = {
     "fastfcn8": dict(build=partial(_compact, separable=True), paper=f"{LONG}, separable", chapter="09b_fast_fcn"),
     "segnet_vgg16": dict(build=SegNet, paper="Badrinarayanan et al. 2017", chapter="10_segnet"),
     "segnet_basic": dict(build=SegNetBasic, paper="Badrinarayanan et al. 2017", chapter="10_segnet"),
+    "deconvnet_vgg16": dict(build=DeconvNet, paper="Noh et al. 2015", chapter="11_deconvnet"),
     "enet": dict(build=ENet, paper="Paszke et al. 2016, authors", chapter="12_enet"),
     "enet_port": dict(build=partial(ENet, form="port"), paper="Paszke et al. 2016, a port", chapter="12_enet"),
+    "unet_padded": dict(build=UNet, paper="Ronneberger et al. 2015, padded, batch norm", chapter="13_unet"),
     "mobilenet_v2_unet": dict(build=MobileNetV2UNet, paper="Sandler et al. 2018", chapter="13b_mobilenet_unet"),
 }
 

@@ -57,8 +57,8 @@ def test_command_line_takes_kept_weights_for_a_run(tmp_path):
     Image.fromarray(np.full((90, 120, 3), 128, np.uint8)).save(tmp_path / "grey.png")
     assert "Images labelled: 1" in call("predict", "camvid_small", tmp_path / "grey.png", "--out", tmp_path / "out")
     assert Image.open(tmp_path / "out/masks/grey.png").size == (120, 90)
-    assert "camvid_small" in call("predict", "camvid_none", tmp_path / "grey.png", code=1)
-    assert "--out must name a folder" in call("test", "camvid_small", code=1)
+    assert "camvid_small" in call("predict", "camvid_none", tmp_path / "grey.png", code=2)
+    assert "--out must name a folder" in call("test", "camvid_small", code=2)
 
 
 def test_damaged_weights_are_refused(tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def _gradient_of_new(grad: Tensor, x: Tensor, slope: Tensor, level: Tensor, kept
     "The gradient that reaches a layer's convolution: of its readers, of their means and variances, through dropout."
     grad = torch.addcmul(grad, x, _wide(slope)).add_(_wide(level))
     if kept is not None: grad.mul_(kept).div_(1 - p)
-    return grad.contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
+    return grad.to(x.dtype).contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
 
 # %% ../../nbs/14_fc_densenet.ipynb #35462ac0
 class _Grow(torch.autograd.Function):

@@ -13,14 +13,14 @@ from torch.nn import functional
 from ..backbones import STAGES, init_weights, scaled, vgg_features
 from ..upsample import max_pool_with_indices
 
-# %% ../../nbs/10_segnet.ipynb #8513abe3
+# %% ../../nbs/10_segnet.ipynb #de10ce33
 def shifted_places(
     indices: Tensor,  # places of 2x2 windows, y * width + x
     width: int,  # columns of the map that was pooled
 ) -> Tensor:
     "Each place moved to the other column of its window; in a window of one column it stays."
     column = indices % width
-    other = column ^ 1
+    other = column ^ 1  # windows begin at even columns
     return indices + torch.where(other < width, other - column, 0)
 
 # %% ../../nbs/10_segnet.ipynb #970b011b

@@ -93,7 +93,7 @@ def _fit(x: Tensor, size: tuple[int, int]) -> Tensor:
     h, w = x.shape[2:]
     return x if (h, w) == tuple(size) else functional.pad(x, (0, size[1] - w, 0, size[0] - h))
 
-
+# %% ../../nbs/12_enet.ipynb #060aa6d7
 class Bottleneck(nn.Module):
     """A narrow branch of three convolutions, added to what came in.
 
@@ -147,6 +147,13 @@ def _context(form: Form) -> list[Bottleneck]:
              dict(), dict(dilation=8), dict(factorised=True), dict(dilation=16)]
     return [Bottleneck(128, 128, form, dropout=0.1, **kind) for kind in kinds]
 
+
+def _check_size(image: Tensor):
+    "Raise where three halvings leave nothing."
+    if min(image.shape[2:]) < 8:
+        raise ValueError(f"image must be at least 8x8, three halvings leave nothing of less; "
+                         f"got {tuple(image.shape[2:])}. Enlarge it.")
+
 # %% ../../nbs/12_enet.ipynb #40e46690
 class ENet(nn.Module):
     """ENet: a large encoder, a small decoder.
@@ -185,9 +192,7 @@ class ENet(nn.Module):
         image: Tensor,  # (n, 3, h, w)
     ) -> tuple[Tensor, list[tuple[Tensor, tuple[int, int]]]]:
         "The map at 1/8, (n, 128, h / 8, w / 8), and places and sizes of the two poolings on the way."
-        if min(image.shape[2:]) < 8:
-            raise ValueError(f"image must be at least 8x8, three halvings leave nothing of less; "
-                             f"got {tuple(image.shape[2:])}. Enlarge it.")
+        _check_size(image)
         x, pools = self.initial(image), []  # n, 16, h/2, w/2
         for down, stage in ((self.down1, self.stage1), (self.down2, self.stage2)):
             size = tuple(x.shape[2:])

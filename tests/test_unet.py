@@ -1,12 +1,25 @@
-"""U-Net against a well-known implementation, the paper's sizes, and its own promises."""
+"""U-Net against a well-known implementation, the paper's sizes, and its own promises; what is done for cells."""
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from semseg_course.backbones import init_weights
+from semseg_course.data.labels import VOID
+from semseg_course.microscopy import (
+    TouchingCells,
+    border_weights,
+    cell_scores,
+    components,
+    distance_to,
+    elastic,
+    mirrored,
+    separated,
+    tiled_scores,
+)
 from semseg_course.models.unet import CHANNELS, FORMS, SKIPS, UNet, double, grow, middle, paper_output, paper_side
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest runs with import mode importlib
@@ -32,7 +45,7 @@ def count(network): return sum(p.numel() for p in network.parameters())
 
 
 def expected(classes, inputs, form, skip):
-    "Parameters by the paper's figure: kernels, and a bias or the two numbers of a norm for each channel that comes out."
+    "Parameters by the paper's figure: kernels, and a bias or the two numbers of a norm for each channel."
     norms = 2 if form == "padded" else 1
     layer = lambda a, b: 9 * a * b + norms * b
     total = sum(layer(a, b) + layer(b, b) for a, b in zip((inputs, *CHANNELS), CHANNELS))
@@ -117,7 +130,8 @@ def test_the_side_for_so_many_pixels():
         assert paper_output(side) >= pixels and (side == 188 or paper_output(side - 16) < pixels)
 
 
-@pytest.mark.parametrize("side, near", ((512, "508 and 524"), (571, "556 and 572"), (100, "188 and 204"), (172, "188 and 204")))
+@pytest.mark.parametrize("side, near", (
+    (512, "508 and 524"), (571, "556 and 572"), (100, "188 and 204"), (172, "188 and 204")))
 def test_sizes_that_do_not_fit(side, near):
     network = UNet(2, 1, "paper", **SMALL).eval()
     for size in ((side, 188), (188, side)):
@@ -216,3 +230,123 @@ def test_random_weights_keep_the_size_of_activations():
     network = UNet(2, 1, "paper", width=0.25).eval()
     scores = network(torch.randn(1, 1, 188, 188))
     assert 0.05 < scores.std() < 20
+
+
+# Tiles, weights and elastic deformation
+
+def cells(height, width, seed=0):
+    return TouchingCells((height, width), 1, seed, cells=(4, 6)).scene(0)
+
+
+@pytest.mark.parametrize("size", ((20, 30), (64, 65), (130, 70), (1, 1)))
+@pytest.mark.parametrize("tile", (204, 252))
+def test_tiles_give_the_scores_of_the_whole(size, tile):
+    network = UNet(3, 2, "paper", width=1 / 32).eval()
+    x = torch.randn(2, 2, *size)
+    more = [(92, paper_side(side) - 92 - side) for side in size]
+    whole = network(mirrored(x, *more))[:, :, :size[0], :size[1]]
+    torch.testing.assert_close(tiled_scores(network, x, tile), whole, rtol=1e-4, atol=1e-5 * whole.std().item())
+
+
+@pytest.mark.parametrize("tile, message", ((188, "at least 204.*got 188"), (200, "188 and 204")))
+def test_tiles_that_do_not_fit(tile, message):
+    with pytest.raises(ValueError, match=message): tiled_scores(lambda x: x, torch.zeros(1, 1, 8, 8), tile)
+
+
+@pytest.mark.parametrize("before, after", ((0, 0), (3, 2), (9, 14), (92, 200)))
+def test_mirrors_are_numpys(before, after):
+    x = np.random.default_rng(0).normal(size=(2, 1, 5, 7))
+    ours = mirrored(torch.from_numpy(x), (before, after), (after, before))
+    pad = ((0, 0), (0, 0), (before, after), (after, before))
+    assert (ours.numpy() == np.pad(x, pad, mode="reflect")).all()
+
+
+def test_distances_by_brute_force():
+    rng = np.random.default_rng(0)
+    for shape in ((9, 14), (1, 12), (7, 7)):
+        mask = rng.random(shape) < 0.08
+        mask[0, 0] = True
+        y, x = np.mgrid[:shape[0], :shape[1]]
+        truth = np.min([np.hypot(y - a, x - b) for a, b in zip(*mask.nonzero())], 0)
+        np.testing.assert_allclose(distance_to(mask, 20), truth)
+        near = distance_to(mask, 3)
+        np.testing.assert_allclose(near[truth <= 3], truth[truth <= 3])
+        assert (near[truth > 3] >= 3).all()
+    assert (distance_to(np.zeros((3, 4), bool), 2) >= 2).all()
+
+
+@pytest.mark.parametrize("w0, sigma, class_weights", ((10.0, 5.0, (1.0, 1.0)), (3.0, 2.0, (0.5, 2.0))))
+def test_border_weights_by_brute_force(w0, sigma, class_weights):
+    instances = cells(40, 50).instances
+    y, x = np.mgrid[:40, :50]
+    distances = np.sort([np.min([np.hypot(y - a, x - b) for a, b in zip(*(instances == n).nonzero())], 0)
+                         for n in np.unique(instances[instances > 0])], 0)
+    gaps = w0 * np.exp(-((distances[0] + distances[1])**2) / (2 * sigma**2))
+    truth = np.where(instances > 0, class_weights[1], class_weights[0] + gaps)
+    np.testing.assert_allclose(border_weights(instances, w0, sigma, class_weights), truth, atol=1e-5)
+
+
+def test_border_weights_without_gaps():
+    assert (border_weights(np.zeros((5, 6), int)) == 1).all()
+    assert (border_weights(np.ones((5, 6), int), class_weights=(1, 3)) == 3).all()
+    with pytest.raises(ValueError, match="must be positive.*got 0"): border_weights(np.zeros((5, 6), int), sigma=0)
+
+
+def test_cells_are_the_same_everywhere_and_apart():
+    for i in range(3):
+        scene = TouchingCells(count=3, seed=5).scene(i)
+        assert all((a == b).all() for a, b in zip(scene, TouchingCells(count=9, seed=5).scene(i)))
+        assert ((scene.instances > 0) == (scene.label == 1)).all() and scene.label.max() == 1
+        assert scene.image.dtype == scene.label.dtype == np.uint8 and scene.instances.dtype == np.uint16
+        for number in range(1, components(scene.label).max() + 1):  # no component holds two cells
+            assert len(np.unique(scene.instances[components(scene.label) == number])) == 1
+        assert (separated(scene.instances) == scene.instances).all()
+    with pytest.raises(IndexError, match="0 to 2; got 3"): TouchingCells(count=3)[3]
+
+
+def test_components_by_flooding():
+    mask = np.random.default_rng(0).random((20, 25)) < 0.55
+    numbers, seen = components(mask), np.zeros(mask.shape, int)
+    for start in zip(*mask.nonzero()):
+        if seen[start]: continue
+        todo, count = [start], seen.max() + 1
+        while todo:
+            y, x = todo.pop()
+            if not (0 <= y < 20 and 0 <= x < 25) or not mask[y, x] or seen[y, x]: continue
+            seen[y, x] = count
+            todo += [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
+    pairs = set(zip(numbers[mask].tolist(), seen[mask].tolist()))
+    assert len(pairs) == numbers.max() == seen.max() and (numbers[~mask] == 0).all()
+    assert components(np.zeros((3, 4), bool)).max() == 0
+
+
+def test_scores_of_cells():
+    scene = cells(96, 128)
+    assert (cell_scores(scene.label, scene.instances) == 1).all()
+    assert (cell_scores(np.zeros_like(scene.label), scene.instances) == 0).all()
+    assert len(cell_scores(scene.label, np.zeros_like(scene.instances))) == 0
+    together = cell_scores(np.ones_like(scene.label), scene.instances)
+    np.testing.assert_allclose(together, [(scene.instances == n).mean() for n in np.unique(scene.instances)[1:]])
+
+
+@pytest.mark.parametrize("channels", ((), (3,)))
+def test_elastic(channels):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (30, 40, *channels), dtype=np.uint8)
+    label = rng.integers(0, 5, (30, 40), dtype=np.uint8)
+    label[3:6] = VOID
+    same = elastic(image, label, np.random.default_rng(1), deviation=0)
+    assert (same[0] == image).all() and (same[1] == label).all()
+    bent = [elastic(image, label, np.random.default_rng(1)) for _ in range(2)]
+    assert (bent[0][0] == bent[1][0]).all() and (bent[0][1] == bent[1][1]).all()
+    assert bent[0][0].shape == image.shape and set(np.unique(bent[0][1])) <= {0, 1, 2, 3, 4, VOID}
+    assert not (bent[0][1] == label).all()
+
+
+def test_elastic_moves_image_and_label_alike():
+    "A label that holds every pixel's number says where each pixel of the image came from."
+    numbers = np.arange(15 * 17, dtype=np.uint8).reshape(15, 17)  # 0 to 254
+    bent, where = elastic(numbers, numbers, np.random.default_rng(2), deviation=2)
+    known = where != VOID
+    steps = np.abs(bent.astype(int) - where)[known]  # bilinear against nearest: at most a step down and one across
+    assert known.any() and not known.all() and steps.max() <= 9 + 1

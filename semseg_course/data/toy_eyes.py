@@ -31,7 +31,7 @@ WHOLE = slice(None), slice(None)
 
 
 class Layers:
-    "A picture that grows layer by layer, and of each pixel the part with the largest share of its colour; x and y in mm."
+    "A picture that grows layer by layer, and of each pixel the part with the largest share of its colour."
     def __init__(
         self,
         size: tuple[int, int],  # height and width, pixels
@@ -301,7 +301,8 @@ def paint_lashes(layers: Layers, eye: Eye, u, below, above, dice: Dice) -> None:
     (thick, down, up), top = eye.lashes, -1.3 * eye.upper
     brushes = (  # mm from the lid, spacing, length, thickness, fan, rows from and to
         (below, 0.8, down, thick, -0.03, top, eye.lower), (-below, 0.55, 0.75 * up, 0.8 * thick, 0.03, top - up, 1.0),
-        (-below, 0.95, up, thick, 0.055, top - up, 1.0), (-above, 1.1, 0.45 * up, 0.7 * thick, 0.05, -1.0, eye.lower + up))
+        (-below, 0.95, up, thick, 0.055, top - up, 1.0),
+        (-above, 1.1, 0.45 * up, 0.7 * thick, 0.05, -1.0, eye.lower + up))
     for away, spacing, length, thickness, fan, start, stop in brushes:
         here = window(layers, -eye.half, start, eye.half, stop)
         cover = hairs(layers.x[here], away[here], hair_table(dice), spacing, length, thickness, fan, layers.scale)

@@ -77,21 +77,22 @@ _POINTS = np.random.default_rng(0).uniform(-7, 7, (2, 40))
 exercises = {
     "heaviest": Exercise(
         title="The heaviest layer",
-        question="Write `heaviest(covers)`: `covers` are the shares, 0 to 1, that layers cover of one pixel, from the back to "
-                 "the front; the first is 1. Return the index of the layer with the largest share of the final colour, the "
-                 "lower one at a tie.",
+        question="Write `heaviest(covers)`: `covers` are the shares, 0 to 1, that layers cover of one pixel, from "
+                 "the back to the front; the first is 1. Return the index of the layer with the largest share of the"
+                 " final colour, the lower one at a tie.",
         hint="A layer's share is its cover times (1 - cover) of each layer in front of it.",
         solution=heaviest,
         tries=[([1.0, 0.75, 0.5, 0.25],), ([1.0, 0.5, 0.25],), ([1.0, 0.25, 0.75],), ([1.0, 0.9, 0.6, 0.3],), ([1.0],),
                ([1.0, 0.5],), ([1.0, 0.25, 0.25, 0.25],), ([1.0, 0.4, 0.4, 0.4],)],
         wrong={"This is the layer with the largest cover: those in front of it take from it.": _heaviest_by_cover,
-               "A layer may win with less than half, and one in front of it may take its place.": _heaviest_topmost_half,
+               "A layer may win with less than half, and one in front may beat it.": _heaviest_topmost_half,
                "The first layer is the one at the back.": _heaviest_reversed}),
     "aside": Exercise(
         title="Looking aside",
-        question="Write `on_iris(x, y, gaze, radius, eyeball=12.0)`: for points in mm from the iris' centre in the image, an "
-                 "array of True where they lie on the iris. The gaze `(gx, gy)` says how far its centre has moved; along "
-                 "this direction lengths look shorter by the factor sqrt(1 - (gx² + gy²) / eyeball²).",
+        question="Write `on_iris(x, y, gaze, radius, eyeball=12.0)`: for points in mm from the iris' centre in the "
+                 "image, an array of True where they lie on the iris. The gaze `(gx, gy)` says how far its centre "
+                 "has moved; along this direction lengths look shorter by the factor sqrt(1 - (gx² + gy²) / "
+                 "eyeball²).",
         hint="Split each point into a part along the gaze and a part across it. For a gaze of (0, 0), it is a circle.",
         solution=on_iris,
         tries=[(*_POINTS, gaze, 6.0) for gaze in ((0.0, 0.0), (7.2, 0.0), (0.0, 9.0), (6.0, -5.0))],
@@ -100,9 +101,9 @@ exercises = {
                "Only lengths along the gaze change.": _on_iris_longer}),
     "hidden": Exercise(
         title="What hides it",
-        question="Write `hidden_share(bare, seen, iris=2)`: `bare` and `seen` are part numbers (h, w) of one eye, before and "
-                 "after lids, lashes and reflections. Return the share of the pixels that are `iris` in `bare` which are "
-                 "something else in `seen`.",
+        question="Write `hidden_share(bare, seen, iris=2)`: `bare` and `seen` are part numbers (h, w) of one eye, "
+                 "before and after lids, lashes and reflections. Return the share of the pixels that are `iris` in "
+                 "`bare` which are something else in `seen`.",
         hint="Use `bare == iris` as a mask on `seen`.",
         solution=hidden_share,
         tries=[(_BARE, _SEEN), (_BARE, _BARE), (_SEEN, _BARE), (_BARE, np.zeros_like(_BARE))],

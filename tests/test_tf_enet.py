@@ -46,7 +46,7 @@ def twins(kind, theirs, *args, **options):
 @pytest.mark.parametrize("form", FORMS)
 def test_scores_and_gradients_equal_pytorch(form, double):
     ours, theirs = twins(ENet, pytorch.ENet(3, form), 3, form)
-    for size in ((8, 8), (33, 46), (48, 64)):
+    for size in ((33, 46), (16, 24)):
         x = image(size, batch=2)
         assert gap(ours(to_nhwc(x)), theirs(x)) < 1e-9
     without_dropout(ours, theirs)
@@ -137,9 +137,11 @@ def test_the_encoder_is_shared_and_can_be_saved(tmp_path):
     np.testing.assert_array_equal(loaded(x), network(x))
 
 
-@pytest.mark.parametrize("size", [(7, 64), (64, 7), (1, 1)])
-def test_small_images_are_refused(size):
-    with pytest.raises(ValueError, match="at least 8x8"): ENet(2)(tf.zeros((1, *size, 3)))
+def test_small_images_are_refused():
+    network = ENet(2)
+    for size in ((7, 64), (64, 7), (1, 1)):
+        with pytest.raises(ValueError, match="at least 8x8"): network(tf.zeros((1, *size, 3)))
+    assert network(tf.zeros((1, 8, 8, 3))).shape == (1, 8, 8, 2)
 
 
 @pytest.mark.parametrize("make, words", [(lambda: ENet(2, "caffe"), "authors, port; got 'caffe'"),

@@ -18,6 +18,7 @@ from semseg_course.tf.weights import copy_weights, keras_slots, to_nchw, to_nhwc
 
 KINDS = {"segnet": (SegNet, dict(width=1 / 32)), "vgg19": (SegNet, dict(backbone="vgg19", width=1 / 32)),
          "basic": (SegNetBasic, dict(channels=4))}
+TOLERANCE = {up: 1e-5 if up == "bilinear" else 1e-9 for up in UPS}  # tf.image.resize knows single precision only
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_scores_equal_pytorch_at_any_size(name, up, double):
     ours, theirs = twins(name, up=up)
     for size in ((32, 64), (45, 61), (1, 33), (1, 1)):
         x = image(size, batch=2)
-        assert gap(ours(to_nhwc(x)), theirs(x)) < 1e-9
+        assert gap(ours(to_nhwc(x)), theirs(x)) < TOLERANCE[up]
 
 
 @pytest.mark.parametrize("up", UPS)
@@ -66,7 +67,7 @@ def test_gradients_equal_pytorch(name, up, double):
     largest = max(np.abs(g).max() for g in there.values())
     for (name, slot), gradient in zip(slots.items(), gradients):
         ours_there = gradient.numpy().transpose(slot.axes).reshape(slot.shape)
-        assert np.abs(ours_there - there[name]).max() < 1e-8 * largest, name
+        assert np.abs(ours_there - there[name]).max() < 100 * TOLERANCE[up] * largest, name
 
 
 @pytest.mark.parametrize("size", [(6, 8), (7, 9), (1, 1), (2, 5), (5, 1)])

@@ -32,7 +32,7 @@ def paper_output(
     below = side - (side - SMALLEST) % STEP
     if below != side or side < SMALLEST:
         near = f"{below} and {below + STEP}" if side > SMALLEST else f"{SMALLEST} and {SMALLEST + STEP}"
-        raise ValueError(f"side must be {SMALLEST} pixels or a multiple of {STEP} more, so that every pool gets an even "
+        raise ValueError(f"side must be {SMALLEST} pixels or a multiple of {STEP} more, so that each pool gets an even "
                          f"map; got {side}. The nearest are {near}; paper_side says which one gives enough scores.")
     return side - MARGIN
 

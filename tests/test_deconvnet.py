@@ -132,7 +132,7 @@ def test_channels_last_gives_the_same_scores():
 @pytest.mark.parametrize("norm", (True, False))
 def test_gradients_reach_every_tensor(norm):
     with torch.enable_grad():
-        network = DeconvNet(3, norm=norm, **SMALL)
+        network = fill(DeconvNet(3, norm=norm, **SMALL))
         network(torch.randn(2, 3, 96, 128)).square().sum().backward()
     for name, p in network.named_parameters(): assert p.grad is not None and p.grad.abs().sum() > 0, name
 
@@ -147,3 +147,9 @@ def test_without_norm_there_is_none():
 def test_settings_build_it_again():
     network = DeconvNet(4, norm=False, **SMALL)
     DeconvNet(**network.settings).load_state_dict(network.state_dict())
+
+
+def test_weights_begin_as_in_the_paper():
+    network = DeconvNet(3, width=1 / 8, window=3)
+    for part in (network.mirror, *network.decoder):
+        for layer in part[::3]: assert abs(layer.weight.std() - 0.01) < 1e-3 and not layer.bias.any()

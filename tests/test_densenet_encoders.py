@@ -107,6 +107,7 @@ def test_settings_make_it_again():
 
 def test_errors():
     assert LAYERS == TABLE
-    with pytest.raises(ValueError, match="densenet121, densenet169, densenet201; got 'densenet161'"): DenseNetUNet(3, "densenet161")
+    with pytest.raises(ValueError, match="densenet121, densenet169, densenet201; got 'densenet161'"):
+        DenseNetUNet(3, "densenet161")
     with pytest.raises(ValueError, match="at least one"): DenseNetUNet(3, width=1e-3)
     with pytest.raises(ValueError, match=r"at least 32x32.*got \(31, 40\)"): DenseNetUNet(3, **SMALL)(torch.zeros(1, 3, 31, 40))

@@ -37,7 +37,8 @@ def test_fingerprint(depth):
     assert not differs(dict(params=sum(p.numel() for p in network.parameters()), **sample(scores)), theirs)
 
 
-@pytest.mark.parametrize("depth, at_12, at_11", ((56, 1_376_988, 1_376_795), (67, 3_463_532, 3_463_243), (103, 9_322_348, 9_322_091)))
+@pytest.mark.parametrize("depth, at_12, at_11", (
+    (56, 1_376_988, 1_376_795), (67, 3_463_532, 3_463_243), (103, 9_322_348, 9_322_091)))
 def test_parameters(depth, at_12, at_11):
     for classes, count in ((12, at_12), (11, at_11)):
         assert sum(p.numel() for p in on_meta(classes, depth).parameters()) == count

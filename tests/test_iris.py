@@ -52,7 +52,8 @@ def test_images_one_by_one_batches_scores_and_tensors_are_alike():
     answer, target = random_pair(1)
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(answer).long(), 2).movedim(-1, 1).float()
     summaries = []
-    for predictions, targets in ((answer, target), (torch.from_numpy(answer), torch.from_numpy(target).long()), (one_hot, target)):
+    for predictions, targets in (
+            (answer, target), (torch.from_numpy(answer), torch.from_numpy(target).long()), (one_hot, target)):
         scores = IrisScores()
         scores.update(predictions, targets)
         summaries.append(scores.summary())

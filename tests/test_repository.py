@@ -321,7 +321,8 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_every_module_and_data_file(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
-    files = [p for p in (ROOT / "semseg_course").rglob("*") if p.suffix in (".py", ".txt", ".safetensors") and p.name != "_modidx.py"]
+    kinds = (".py", ".txt", ".safetensors")
+    files = [p for p in (ROOT / "semseg_course").rglob("*") if p.suffix in kinds and p.name != "_modidx.py"]
     missing = {p.relative_to(ROOT).as_posix() for p in files} - inside
     assert not missing
     metadata = zipfile.ZipFile(wheel).read(next(n for n in inside if n.endswith(".dist-info/METADATA"))).decode()

@@ -34,12 +34,15 @@ def gap(ours, theirs):
     return np.abs(np.array(ours) - theirs).max() / theirs.std()
 
 
-@pytest.mark.parametrize("options, size", [(dict(), (64, 96)), (dict(), (75, 101)), (dict(), (127, 65)), (dict(norm=False), (67, 64)),
+@pytest.mark.parametrize("options, size", [
+    (dict(), (64, 96)), (dict(), (75, 101)), (dict(), (127, 65)), (dict(norm=False), (67, 64)),
                                            (dict(window=1), (33, 63)), (dict(window=3, width=1 / 16), (97, 131))], ids=str)
 def test_scores_equal_pytorch(options, size):
     ours, theirs = twins(**options)
     x = image(size, batch=2).float()
-    assert gap(ours(to_nhwc(x), training=False), theirs(x)) < 1e-4
+    scores = theirs(x)
+    assert scores.std((0, 2, 3)).min() > 1e-3  # not the same everywhere
+    assert gap(ours(to_nhwc(x), training=False), scores) < 1e-4
 
 
 def test_a_graph_for_any_size():

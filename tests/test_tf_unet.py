@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-import torch
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow", reason="the TensorFlow twins need the extra: pip install semseg-course[tf]")

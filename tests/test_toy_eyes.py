@@ -12,7 +12,19 @@ import pytest
 
 from semseg_course.data import toy_eyes
 from semseg_course.data.sprites import Dice
-from semseg_course.data.toy_eyes import BALL, EYES, GLASSES, IRIS, LASHES, PARTS, PUPIL, REFLECTION, SKIN, Layers, ToyEyes
+from semseg_course.data.toy_eyes import (
+    BALL,
+    EYES,
+    GLASSES,
+    IRIS,
+    LASHES,
+    PARTS,
+    PUPIL,
+    REFLECTION,
+    SKIN,
+    Layers,
+    ToyEyes,
+)
 
 KNOWN = {  # (size, seed, difficulty, eye): SHA-256 of image, label and parts
     ((120, 160), 0, 0.5, 0): "55320e2e134fdcff47d426fd6eab3851efd53ed531e233db96f63617ad66b72d",

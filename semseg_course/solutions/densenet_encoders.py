@@ -76,9 +76,9 @@ exercises = {
                "The 1x1 convolution comes first, the 3x3 one second.": _reduced_large_first}),
     "depth": Exercise(
         title="Where the number comes from",
-        question="How many convolutions and linear layers has a DenseNet classifier with `layers` layers in its blocks? Each layer "
-                 "has a 1x1 and a 3x3 convolution; there is a transition between any two blocks, one convolution at the start, and "
-                 "a linear layer at the end.",
+        question="How many convolutions and linear layers has a DenseNet classifier with `layers` layers in its blocks? Each "
+                 "layer has a 1x1 and a 3x3 convolution; there is a transition between any two blocks, one convolution at the "
+                 "start, and a linear layer at the end.",
         hint="With (6, 12, 24, 16) it is 121.",
         solution=depth,
         tries=[((6, 12, 24, 16),), ((6, 12, 32, 32),), ((6, 12, 48, 32),), ((1,),)],

@@ -116,6 +116,12 @@ def test_decay_leaves_out_what_has_one_dimension():
         np.testing.assert_allclose(v, old * (0.95 if old.ndim > 1 else 1), rtol=1e-6)
 
 
+def test_decay_leaves_out_slopes_of_prelus():
+    net = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 1), layers.PReLU("ones", shared_axes=(1, 2))])
+    adamw(net, 0.1, 0.5).apply([tf.zeros(v.shape) for v in net.trainable_variables], net.trainable_variables)
+    assert net.layers[-1].alpha.shape == (1, 1, 4) and np.all(net.layers[-1].alpha == 1)
+
+
 @pytest.mark.parametrize("size", [None, (16, 20), (64, 80), (33, 30)])
 def test_evaluation_equals_pytorchs_at_any_size(size):
     there = torch.nn.Conv2d(3, len(CAMVID), 1)

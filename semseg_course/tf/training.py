@@ -99,12 +99,13 @@ def adamw(
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
     weight_decay: float = 0.01,  # strength on kernels
 ) -> keras.optimizers.AdamW:
-    """AdamW as in PyTorch: decay on kernels; biases, norms and single numbers go without.
+    """AdamW as in PyTorch: decay on kernels; biases, norms, slopes of PReLUs and single numbers go without.
 
     Paper: Loshchilov and Hutter 2019.
     """
     optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay, epsilon=1e-8)
-    optimizer.exclude_from_weight_decay(var_list=[v for v in network.trainable_variables if len(v.shape) <= 1])
+    free = [v for v in network.trainable_variables if len(v.shape) <= 1 or v.name == "alpha"]  # (1, 1, c) here
+    optimizer.exclude_from_weight_decay(var_list=free)
     return optimizer
 
 # %% ../../nbs/tf/06_training.ipynb #a723b50b

@@ -53,16 +53,19 @@ def beside(
     num_classes: int = 12,
     repeats: int = 3,
     threads: int = 2,
+    memory: bool = True,  # measure peaks, too, each in a process of its own
 ) -> dict[str, dict]:
     "Name -> median processor seconds, the same in units of a convolution, ratios to the reference, and peaks in MiB."
     networks = dict(reference=reference) | ours
     rows = {name: {} for name in ours}
     for kind in KINDS:
         seconds = apart(_seconds, networks, kind, size, num_classes, repeats, threads=threads)
-        peaks = {name: apart(_peak, network, kind, size, num_classes, threads=threads) for name, network in networks.items()}
         for name, row in rows.items():
             row |= {f"{kind}_cpu_s": seconds[name], f"{kind}_calibrated": seconds[name] / seconds["unit"],
                     f"{kind}_ratio": seconds[name] / seconds["reference"],
-                    f"reference_{kind}_calibrated": seconds["reference"] / seconds["unit"],
-                    f"{kind}_peak_mib": peaks[name], f"reference_{kind}_peak_mib": peaks["reference"]}
+                    f"reference_{kind}_calibrated": seconds["reference"] / seconds["unit"]}
+        if not memory: continue
+        peaks = {name: apart(_peak, network, kind, size, num_classes, threads=threads) for name, network in networks.items()}
+        for name, row in rows.items():
+            row |= {f"{kind}_peak_mib": peaks[name], f"reference_{kind}_peak_mib": peaks["reference"]}
     return rows

@@ -6,9 +6,11 @@
     git clone https://github.com/milesial/Pytorch-UNet references/Pytorch-UNet
     git clone https://github.com/bfortuner/pytorch_tiramisu references/pytorch_tiramisu
     python tests/benchmarks/encoder_decoder_speed.py references        # writes results/encoder_decoder_speed.json
+    python tests/benchmarks/encoder_decoder_speed.py references --compiled --networks enet segnet   # ..._compiled.json
 
 Only the modules of the networks are loaded; what else the repositories need is not. Both sides are in one process, in
-turns; a peak is that of a process of its own. torch.compile wants a C++ compiler.
+turns; a peak is that of a process of its own. --compiled adds each network through torch.compile, which wants a C++
+compiler and minutes, and leaves out the peaks, as they would be the compiler's.
 """
 import os
 
@@ -57,18 +59,17 @@ def unet(folder: Path): return _imported(folder, "unet.unet_model").UNet(3, CLAS
 def tiramisu(folder: Path, layers: int): return getattr(_imported(folder, "models.tiramisu"), f"FCDenseNet{layers}")(CLASSES)
 
 
-def ours(*names: str, compiled: bool = False, checkpointing: bool = False) -> dict[str, dict]:
-    "What is measured: each network as it is, and perhaps once more compiled or with checkpoints."
+def ours(*names: str, checkpointing: bool = False) -> dict[str, dict]:
+    "What is measured: each network as it is, and perhaps once more with checkpoints."
     rows = {name: dict(name=name) for name in names}
-    if compiled: rows |= {f"{name}, compiled": dict(name=name, compiled=True) for name in names}
     if checkpointing: rows |= {f"{name}, checkpointing": dict(name=name, checkpointing=True) for name in names}
     return rows
 
 
 REFERENCES = {  # repository, its network, size of the image, ours
-    "segnet": ("Efficient-Segmentation-Networks", segnet, (360, 480), ours("segnet_vgg16", compiled=True)),
+    "segnet": ("Efficient-Segmentation-Networks", segnet, (360, 480), ours("segnet_vgg16")),
     "deconvnet": ("DeconvNet", deconvnet, (352, 480), ours("deconvnet_vgg16")),
-    "enet": ("PyTorch-ENet", enet, (360, 480), ours("enet", "enet_port", compiled=True)),
+    "enet": ("PyTorch-ENet", enet, (360, 480), ours("enet", "enet_port")),
     "unet": ("Pytorch-UNet", unet, (360, 480), ours("unet_padded")),
     "fc_densenet56": ("pytorch_tiramisu", partial(tiramisu, layers=57), (360, 480),
                       ours("fc_densenet56", checkpointing=True)),
@@ -83,18 +84,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", type=Path, help="the folder that holds the five checkouts")
     parser.add_argument("--networks", nargs="+", default=list(REFERENCES), choices=list(REFERENCES))
+    parser.add_argument("--compiled", action="store_true", help="measure torch.compile, too, and no peaks")
     options = parser.parse_args()
     start, networks = time.perf_counter(), {}
     for name in options.networks:
         repository, reference, size, candidates = REFERENCES[name]
         folder = (options.checkouts / repository).resolve()
         if not folder.is_dir(): raise SystemExit(f"{folder} must be a checkout; see --help for its address.")
-        rows = beside(partial(reference, folder), candidates, size, CLASSES, REPEATS, THREADS)
+        if options.compiled: candidates |= {f"{label}, compiled": row | dict(compiled=True) for label, row in candidates.items()}
+        rows = beside(partial(reference, folder), candidates, size, CLASSES, REPEATS, THREADS, not options.compiled)
         for label, row in rows.items():
             networks[label] = dict(reference=repository, size=size) | row
             print(label, {key: round(value, 2) for key, value in row.items()}, flush=True)
-    write_result("encoder_decoder_speed", dict(classes=CLASSES, threads=THREADS, networks=networks),
-                 "python tests/benchmarks/encoder_decoder_speed.py references", time.perf_counter() - start, SEED)
+    kept, flags = "encoder_decoder_speed", ""
+    if options.compiled: kept, flags = "encoder_decoder_compiled", f" --compiled --networks {' '.join(options.networks)}"
+    write_result(kept, dict(classes=CLASSES, threads=THREADS, networks=networks),
+                 f"python tests/benchmarks/encoder_decoder_speed.py references{flags}", time.perf_counter() - start, SEED)
 
 
 if __name__ == "__main__": main()

@@ -18,7 +18,7 @@ from semseg_course.tf.losses import PixelCrossEntropy  # noqa: E402
 from semseg_course.tf.models.deconvnet import DeconvNet  # noqa: E402
 from semseg_course.tf.weights import copy_weights, keras_slots, to_nchw, to_nhwc  # noqa: E402
 
-SMALL = dict(width=1 / 32, window=2)
+SMALL = dict(width=1 / 16, window=2)
 
 
 def twins(num_classes=3, **options):
@@ -29,9 +29,12 @@ def twins(num_classes=3, **options):
 
 
 def gap(ours, theirs):
+    "The largest difference, as a share of how much a class's scores differ from pixel to pixel."
     theirs = theirs.detach().numpy().transpose(0, 2, 3, 1)
     assert ours.shape == theirs.shape
-    return np.abs(np.array(ours) - theirs).max() / theirs.std()
+    spread = theirs.std((0, 1, 2)).max()
+    assert spread > 1e-4  # scores that are the same everywhere would prove nothing
+    return np.abs(np.array(ours) - theirs).max() / spread
 
 
 @pytest.mark.parametrize("options, size", [
@@ -40,9 +43,7 @@ def gap(ours, theirs):
 def test_scores_equal_pytorch(options, size):
     ours, theirs = twins(**options)
     x = image(size, batch=2).float()
-    scores = theirs(x)
-    assert scores.std((0, 2, 3)).min() > 1e-3  # not the same everywhere
-    assert gap(ours(to_nhwc(x), training=False), scores) < 1e-4
+    assert gap(ours(to_nhwc(x), training=False), theirs(x)) < 1e-4
 
 
 def test_a_graph_for_any_size():
@@ -77,7 +78,7 @@ def test_gradients_equal_pytorch():
 
 def test_training_moves_every_weight_and_goes_back_to_pytorch():
     keras.utils.set_random_seed(0)
-    network = DeconvNet(3, **SMALL)
+    network, _ = twins()
     before = {v.path: v.numpy().copy() for v in network.weights}
     network.compile(keras.optimizers.Adam(0.01), PixelCrossEntropy())
     x, target = uniform("input", (2, 64, 65, 3)).astype("float32"), np.arange(2 * 64 * 65).reshape(2, 64, 65) % 3

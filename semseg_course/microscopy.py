@@ -70,7 +70,8 @@ class CellScene(NamedTuple):
 class TouchingCells:
     """Grey images of cells that touch, drawn on the fly; item i is (image uint8 (h, w), label uint8 (h, w)).
 
-    Raises: ValueError for a size too small for a cell; IndexError for an image that does not exist.
+    Raises: ValueError for a size too small for a cell and for wrong numbers of cells; IndexError for an image that
+    does not exist.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class TouchingCells:
         cells: tuple[int, int] = (5, 8),  # fewest and most in an image
     ):
         if min(size) < 32: raise ValueError(f"size must be at least 32 x 32, a cell is as large; got {tuple(size)}.")
+        if not 1 <= cells[0] <= cells[1]:
+            raise ValueError(f"cells must be the fewest and the most in an image, at least 1; got {tuple(cells)}.")
         self.size, self.count, self.seed, self.cells, self.classes = tuple(size), count, seed, cells, CELLS
 
     def __len__(self) -> int: return self.count
@@ -191,6 +194,14 @@ def mirrored(
     return x[:, :, :, _reflected(x.shape[3], *columns, x.device)]
 
 # %% ../nbs/13d_unet_tiles.ipynb #d70b84f9
+def _kept(scores: Tensor, tile: int, keep: int) -> Tensor:
+    "The scores of a tile that lie in whole squares of the pools."
+    if scores.shape[2:] != (tile - MARGIN, tile - MARGIN):
+        raise ValueError(f"network must score the middle {tile - MARGIN} of {tile} pixels, as the paper's form does; got "
+                         f"scores of {tuple(scores.shape[2:])}. Take UNet(..., form='paper').")
+    return scores[:, :, :keep, :keep]
+
+
 def tiled_scores(
     network: Callable,  # U-Net in the paper's form, in evaluation mode
     image: Tensor,  # (n, c, h, w), any h and w
@@ -199,7 +210,8 @@ def tiled_scores(
     """Scores of every pixel, tile by tile, equal to those of the whole image; borders are mirrored.
 
     Shapes: (n, c, h, w) to (n, classes, h, w).
-    Raises: ValueError for a tile that the network does not take, or of which nothing could be kept.
+    Raises: ValueError for a tile that the network does not take, or of which nothing could be kept, and for a padded
+    network.
     Paper: Ronneberger et al. 2015, figure 2.
     """
     keep = paper_output(tile) // STEP * STEP  # whole squares of the pools
@@ -208,7 +220,7 @@ def tiled_scores(
     down, across = (range(0, side, keep) for side in (h, w))
     more = [(MARGIN // 2, places[-1] + tile - MARGIN // 2 - side) for places, side in ((down, h), (across, w))]
     image = mirrored(image, *more)
-    rows = [[network(image[:, :, y:y + tile, x:x + tile])[:, :, :keep, :keep] for x in across] for y in down]
+    rows = [[_kept(network(image[:, :, y:y + tile, x:x + tile]), tile, keep) for x in across] for y in down]
     return torch.cat([torch.cat(row, 3) for row in rows], 2)[:, :, :h, :w]
 
 # %% ../nbs/13d_unet_tiles.ipynb #c45fcc3a
@@ -222,8 +234,11 @@ def elastic(
     """Both bent alike by smooth random arrows; labels stay ids, and are void where nothing is known.
 
     Shapes: stay.
+    Raises: ValueError for an image and a label of different sizes.
     Paper: Ronneberger et al. 2015, section 3.1.
     """
+    if image.shape[:2] != label.shape:
+        raise ValueError(f"image must be of the label's size {label.shape}; got {image.shape[:2]}. Give both uncut.")
     h, w = label.shape
     arrows = torch.tensor(rng.normal(0, deviation, (1, 2, grid, grid)))
     field = functional.interpolate(arrows, (h, w), mode="bicubic", align_corners=True)[0]  # 2, h, w

@@ -253,6 +253,11 @@ def test_tiles_that_do_not_fit(tile, message):
     with pytest.raises(ValueError, match=message): tiled_scores(lambda x: x, torch.zeros(1, 1, 8, 8), tile)
 
 
+def test_tiles_want_the_papers_form():
+    with pytest.raises(ValueError, match=r"middle 20 of 204 pixels.*got scores of \(204, 204\).*form='paper'"):
+        tiled_scores(UNet(2, 1, **SMALL).eval(), torch.zeros(1, 1, 30, 30), 204)
+
+
 @pytest.mark.parametrize("before, after", ((0, 0), (3, 2), (9, 14), (92, 200)))
 def test_mirrors_are_numpys(before, after):
     x = np.random.default_rng(0).normal(size=(2, 1, 5, 7))
@@ -302,6 +307,8 @@ def test_cells_are_the_same_everywhere_and_apart():
             assert len(np.unique(scene.instances[components(scene.label) == number])) == 1
         assert (separated(scene.instances) == scene.instances).all()
     with pytest.raises(IndexError, match="0 to 2; got 3"): TouchingCells(count=3)[3]
+    for wrong in ((0, 3), (8, 5)):
+        with pytest.raises(ValueError, match="fewest and the most"): TouchingCells(cells=wrong)
 
 
 def test_components_by_flooding():
@@ -341,6 +348,7 @@ def test_elastic(channels):
     assert (bent[0][0] == bent[1][0]).all() and (bent[0][1] == bent[1][1]).all()
     assert bent[0][0].shape == image.shape and set(np.unique(bent[0][1])) <= {0, 1, 2, 3, 4, VOID}
     assert not (bent[0][1] == label).all()
+    with pytest.raises(ValueError, match=r"label's size \(30, 40\); got \(30, 39\)"): elastic(image[:, 1:], label, rng)
 
 
 def test_elastic_moves_image_and_label_alike():

@@ -47,7 +47,7 @@ def grow(
     x: Tensor,  # (n, c, h, w)
     size: tuple[int, int],  # that it shall have
 ) -> Tensor:
-    "A map in the middle of zeros; where their number is odd, the larger half comes after it."
+    "A map in the middle of zeros; where their number is odd, the larger half comes after it. A larger map is cut."
     more = [want - have for want, have in zip(size, x.shape[2:])]
     if not any(more): return x  # nothing to copy
     down, across = more

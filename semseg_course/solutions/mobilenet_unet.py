@@ -105,7 +105,7 @@ exercises = {
         title="What does ReLU leave?",
         question="`points` (m, 2) are carried into n channels by `points @ matrix`, and go through ReLU. Which share of the "
                  "points has fewer than two channels above zero?",
-        hint="Compare with 0, count along axis 1, compare with 2, take the mean.",
+        hint="A comparison gives true and false, which can be counted and averaged.",
         solution=lost,
         tries=[(_points, np.eye(2)), (_points, _rng.normal(size=(2, 3))), (_points, _rng.normal(size=(2, 5)))],
         wrong={"One positive channel is not enough: it presses the plane onto a line.": _lost_none,

@@ -154,7 +154,7 @@ exercises = {
         question="`channels` are those of the stages, finest first, the bottom's last. How many more numbers do "
                  "the kernels "
                  "of a U-Net with concatenated skips hold than those with added ones?",
-        hint="One 3x3 convolution a join differs: it has 2c input channels in place of c.",
+        hint="Which convolutions get a map of another depth?",
         solution=kernels, tries=[((64, 128, 256, 512, 1024),), ((4, 8),), ((32, 64, 128),)],
         wrong={"Nothing is joined at the bottom.": _kernels_bottom,
                "The second convolution after a join is the same in both.": _kernels_both,

@@ -87,7 +87,7 @@ exercises = {
         title="What does a gap add?",
         question="`distances` are those of a background pixel to every cell of an image, in any order. Return what the "
                  "second term of the weight adds for `w0` and `sigma`; nothing where there are fewer than two cells.",
-        hint="Only the two smallest distances count, and it is their sum that is squared.",
+        hint="What exactly is squared in the formula of the weights?",
         solution=gap,
         tries=[([1, 1], 10, 5), ([9, 2, 4], 10, 5), ([3], 10, 5), ([], 10, 5), ([0.5, 30, 2.5, 7], 4, 3)],
         wrong={"Add the two distances before squaring.": _gap_squares,
@@ -111,7 +111,7 @@ exercises = {
         question="The paper's U-Net sees tiles of `tile` x `tile` pixels. How many of them does it take to "
                  "score an image "
                  "of `h` x `w` pixels, mirrored at its borders, exactly as if it were seen whole?",
-        hint="A tile loses 184 pixels along each side, and only whole squares of 16 pixels are kept.",
+        hint="How many of a tile's scores does the chapter keep along one side, and why not all?",
         solution=tiles,
         tries=[(512, 512, 572), (388, 388, 572), (384, 400, 572), (65, 20, 252), (1000, 700, 284)],
         wrong={"Kept side by side, 388 scores shift the squares of the pools: keep a multiple of 16.": _tiles_all,

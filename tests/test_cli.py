@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from semseg_course.cli import app
+from semseg_course.cli import app, open_data
 from semseg_course.data.labels import CAMVID, VOID
+from semseg_course.data.toy_eyes import EYES, ToyEyes
 from semseg_course.data.toy_streets import ToyStreets
 
 TINY = "train --scenes 24 --size 32x48 --epochs 2 --width 0.2 --batch-size 8 --workers 0 --learning-rate 0.01".split()
@@ -75,6 +76,22 @@ def test_predict_writes_masks_and_overlays(run, scene, tmp_path, extra):
     assert (tmp_path / "out/probabilities").exists() == ("--probabilities" in extra)
 
 
+def test_eyes_are_drawn_data_too(tmp_path):
+    folder, (image, label) = tmp_path / "run", ToyEyes((48, 64), 1, 5)[0]
+    call(*TINY, "--data", "eyes", "--size", "48x64", "--class-weights", "median", "--run", folder)
+    assert len(records(folder)) == 2
+    table, kept = call("validate", folder), json.loads((folder / "settings.json").read_text())
+    assert "| Iris |" in table and kept["classes"]["names"] == list(EYES.names)
+    for split, seed in (("train", 0), ("val", 1), ("test", 2)):
+        eyes = open_data(dict(data="eyes", scenes=24, size=None, seed=0, difficulty=0.25), split)
+        expected = ToyEyes((120, 160), 24 if split == "train" else 2, seed, 0.25)
+        assert repr(eyes) == repr(expected)
+    Image.fromarray(image).save(tmp_path / "eye.png")
+    call("predict", folder, tmp_path / "eye.png", "--out", tmp_path / "out", "--tile", "32x32", "--overlap", 8)
+    mask = np.asarray(Image.open(tmp_path / "out/masks/eye.png"))
+    assert mask.shape == label.shape and mask.max() < len(EYES)
+
+
 @pytest.fixture
 def own(tmp_path):
     "A reader's own two-class data, 64x96 images."
@@ -102,7 +119,7 @@ def test_own_folder_from_training_to_prediction(own, tmp_path):
 
 @pytest.mark.parametrize("line, words", [
     ("train --size 240", "HEIGHTxWIDTH"), ("train --scale 2,1", "LOW <= HIGH"), ("train --epochs 0", "--epochs"),
-    ("train --epochs many", "valid integer"), ("train --data moon", "toy"),
+    ("train --epochs many", "valid integer"), ("train --data moon", "eyes"),
     ("train --model enormous", "there are: small"),
     ("train --data camvid --root nowhere", "holds no CamVid split 'train'"), ("train --schedule cosine", "one_cycle"),
     ("train --data folder --root nowhere", "classes.json is missing"), ("train --mixed-precision half", "bf16"),

@@ -14,19 +14,19 @@ import torch
 
 from semseg_course.boundaries import BoundaryIoU, TrimapScores
 from semseg_course.checkpoints import save_tensors
-from semseg_course.cli import _defaults, open_data, open_run
+from semseg_course.cli import DRAWN, _defaults, open_data, open_run
 from semseg_course.data.labels import show
 from semseg_course.metrics import class_maximum
 from semseg_course.profiles import read_json, write_result
 from semseg_course.training import evaluate, image_scores
 
 LEAVE_OUT = ("run", "root", "resume", "processes")  # where it lay, and how many computed it
-TOY = ("scenes", "difficulty")  # without a meaning for other data
+TOY = ("scenes", "difficulty")  # without a meaning for data that are not drawn
 
 
 def command_line(options: dict, defaults: dict) -> str:
     "The command that makes the run again: every option that is not at its default."
-    left_out = LEAVE_OUT if options["data"] == "toy" else LEAVE_OUT + TOY
+    left_out = LEAVE_OUT if options["data"] in DRAWN else LEAVE_OUT + TOY
     given = [written(name.replace("_", "-"), value) for name, value in options.items()
              if name not in left_out and value != defaults.get(name)]
     return " ".join(["semseg-course train", *given])
@@ -92,7 +92,7 @@ def main():
     arguments = parser.parse_args()
     network, options, classes = open_run(arguments.run)
     dataset = open_data(options, "val")
-    size = None if options["data"] == "toy" else options["size"]  # toy scenes are drawn at --size
+    size = None if options["data"] in DRAWN else options["size"]
     scores = evaluate(network, dataset, size)
     history = [json.loads(line) for line in (arguments.run / "log.jsonl").read_text().splitlines()]
     figures = dict(

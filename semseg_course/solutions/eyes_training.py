@@ -107,7 +107,7 @@ exercises = {
     "f1": Exercise(
         title="From IoU to F1",
         question="Write `f1_of_iou(iou)`: the F1 of a class whose IoU is known.",
-        hint="Let one pixel be found for each IoU, and 1 - IoU be wrong.",
+        hint="In a union of size 1, how much is found, and how much is wrong?",
         solution=f1_of_iou, tries=[(0.0,), (1 / 3,), (0.5,), (0.8457,), (1.0,)],
         wrong={"This is the way back, from F1 to IoU.": _f1_backwards,
                "This is the mean of IoU and 1.": _f1_mean_with_one}),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from semseg_course.backbones import VGG
-from semseg_course.models.segnet import UPS, SegNet, SegNetBasic, corner_places, enlarge, shifted_places
+from semseg_course.models.segnet import UPS, EncoderDecoder, SegNet, SegNetBasic, corner_places, enlarge, shifted_places
 from semseg_course.pretrained import load_matching
 from semseg_course.upsample import max_pool_with_indices, max_unpool
 
@@ -146,7 +146,8 @@ def test_dropout_is_silent_in_evaluation_and_at_zero():
     (lambda: SegNetBasic(2, up=None), "got None"),
     (lambda: SegNet(2, "resnet"), "vgg16, vgg19; got 'resnet'"),
     (lambda: SegNet(2, width=1e-4), "at least one"),
-    (lambda: SegNet(2, dropout=1.5), "dropout")))
+    (lambda: SegNet(2, dropout=1.5), "dropout"),
+    (lambda: EncoderDecoder(nn.Sequential(nn.MaxPool2d(2)), []), "1 stages, one for each pool of features; got 0")))
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message): make()
 

@@ -52,7 +52,7 @@ def test_mean_and_variance_are_those_of_the_answers(kind):
     torch.testing.assert_close(variance, answers.var(0, correction=0).mean(1))
 
 
-def test_no_gradients_and_the_images_stay_apart():
+def test_no_gradients_and_shapes():
     network, x = SegNetBasic(3, 4, dropout=0.5), torch.randn(2, 3, 33, 47)
     with torch.enable_grad(): mean, variance = monte_carlo(network, x, 2)
     assert not mean.requires_grad and mean.shape == (2, 3, 33, 47) and variance.shape == (2, 33, 47)

@@ -55,7 +55,7 @@ class EncoderDecoder(nn.Module):
     """Stages that end with a pool, and one stage for each of them that begins with its reversal.
 
     Shapes: image (n, 3, h, w) to scores (n, num_classes, h, w), any h and w.
-    Raises: ValueError for an unknown up.
+    Raises: ValueError for an unknown up, or a decoder with fewer or more stages than pools.
     """
 
     def __init__(
@@ -67,6 +67,9 @@ class EncoderDecoder(nn.Module):
     ):
         super().__init__()
         if up not in UPS: raise ValueError(f"up must be one of {', '.join(UPS)}; got {up!r}.")
+        pools = sum(isinstance(layer, nn.MaxPool2d) for layer in features)
+        if len(decoder) != pools:
+            raise ValueError(f"decoder must have {pools} stages, one for each pool of features; got {len(decoder)}.")
         self.features, self.decoder, self.up = features, nn.ModuleList(decoder), up
         self.dropout, self.deep = nn.Dropout(dropout), (len(decoder) + 1) // 2
         init_weights(self)

@@ -24,6 +24,9 @@ def _doubt_deviation(scores):
     return (exponentials / exponentials.sum(1, keepdims=True)).std(0).mean(0)
 
 
+def _doubt_one_less(scores): return doubt(scores) * len(scores) / (len(scores) - 1)
+
+
 def _doubt_over_classes(scores):
     exponentials = np.exp(scores - scores.max(1, keepdims=True))
     return (exponentials / exponentials.sum(1, keepdims=True)).var(1).mean(0)
@@ -68,16 +71,18 @@ exercises = {
     "doubt": Exercise(
         title="From scores to doubt",
         question="`scores` (samples, classes, h, w) are answers of a network with dropout at work, before the softmax. "
-                 "Return the map (h, w) of the variance between the samples' probabilities, averaged over the classes. NumPy.",
-        hint="Softmax over axis 1, variance over axis 0, then a mean.",
+                 "Return the map (h, w) of the variance between the samples' probabilities (the mean squared "
+                 "distance from their mean), averaged over the classes. NumPy.",
+        hint="Each sample has its own softmax. Ask of each step which axis it goes over.",
         solution=doubt, tries=[(s,) for s in _scores],
         wrong={"These are the scores' variances: take the softmax first.": _doubt_of_scores,
                "This is the standard deviation, the root of the variance.": _doubt_deviation,
+               "Divide by the number of samples, not by one less.": _doubt_one_less,
                "The variance is to be taken between samples, not between classes.": _doubt_over_classes}),
     "undecided": Exercise(
         title="Entropy",
         question="Return the entropy in nats, a map (h, w), of `probabilities` (classes, h, w), some of which may be 0. NumPy.",
-        hint="Minus the sum of p log p. Replace p by 1 in the logarithm where it is 0.",
+        hint="p log p has the limit 0 where p is 0, but NumPy makes it nan: keep zeros out of the logarithm.",
         solution=undecided, tries=[(p,) for p in _shares],
         wrong={"Entropy is not negative: minus the sum.": _undecided_sign,
                "These are bits; nats use the natural logarithm.": _undecided_bits,

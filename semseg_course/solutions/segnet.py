@@ -137,7 +137,7 @@ exercises = {
         title="Unpool",
         question="`pooled` and `indices` are arrays (a, b) of maxima and of their places `y * w + x` in a map of `size` "
                  "(h, w). Return that map as floats: zero except at the places.",
-        hint="`numpy.zeros(size)` has an attribute `flat` that takes places as indices.",
+        hint="A place is an index into the map read row after row, as one long line.",
         solution=unpool, tries=_maps,
         wrong={"The maxima were repeated over their windows; the other places are zero.": _unpool_repeated,
                "The maxima are at the first places of their windows: use the indices.": _unpool_corner,

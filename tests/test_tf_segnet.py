@@ -12,7 +12,15 @@ from fingerprint import fill, image, uniform  # noqa: E402
 
 from semseg_course.models import segnet as pytorch  # noqa: E402
 from semseg_course.tf.losses import PixelCrossEntropy  # noqa: E402
-from semseg_course.tf.models.segnet import UPS, SegNet, SegNetBasic, corner_places, enlarge, shifted_places  # noqa: E402
+from semseg_course.tf.models.segnet import (  # noqa: E402
+    UPS,
+    EncoderDecoder,
+    SegNet,
+    SegNetBasic,
+    corner_places,
+    enlarge,
+    shifted_places,
+)
 from semseg_course.tf.upsample import max_pool_with_indices, to_tensorflow_indices  # noqa: E402
 from semseg_course.tf.weights import copy_weights, keras_slots, to_nchw, to_nhwc  # noqa: E402
 
@@ -135,7 +143,8 @@ def test_saved_network_is_the_same(name, tmp_path):
                                          (lambda: SegNetBasic(2, 4, None), "got None"),
                                          (lambda: SegNet(2, "vgg11"), "vgg16, vgg19; got 'vgg11'"),
                                          (lambda: SegNet(2, width=1e-4), "at least one"),
-                                         (lambda: SegNet(2, width=1 / 32, dropout=1.5), "rate")])
+                                         (lambda: SegNet(2, width=1 / 32, dropout=1.5), "rate"),
+                                         (lambda: EncoderDecoder(keras.Sequential([]), [None]), "0 stages.*got 1")])
 def test_bad_arguments_say_what_to_do(make, words):
     with pytest.raises(ValueError, match=words): make()
 

@@ -63,7 +63,7 @@ class EncoderDecoder(keras.Model):
     """Stages that end with a pool, and one stage for each of them that begins with its reversal.
 
     Shapes: image (n, h, w, 3) to scores (n, h, w, num_classes), any h and w.
-    Raises: ValueError for an unknown up.
+    Raises: ValueError for an unknown up, or a decoder with fewer or more stages than pools.
     """
 
     def __init__(
@@ -75,6 +75,9 @@ class EncoderDecoder(keras.Model):
     ):
         super().__init__()
         if up not in UPS: raise ValueError(f"up must be one of {', '.join(UPS)}; got {up!r}.")
+        pools = sum(isinstance(layer, layers.MaxPooling2D) for layer in features.layers)
+        if len(decoder) != pools:
+            raise ValueError(f"decoder must have {pools} stages, one for each pool of features; got {len(decoder)}.")
         self.features, self.decoder, self.up = features, decoder, up
         self.dropout, self.deep = layers.Dropout(dropout), (len(decoder) + 1) // 2
         self.built = True

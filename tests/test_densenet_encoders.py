@@ -18,7 +18,8 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def norm(name, channels): return {f"{name}.{part}": [channels] for part in ("weight", "bias", "running_mean", "running_var")}
+def norm(name, channels):
+    return {f"{name}.{part}": [channels] for part in ("weight", "bias", "running_mean", "running_var")}
 
 
 def official(name):
@@ -34,7 +35,8 @@ def official(name):
             tensors |= norm(f"features.transition{i}.norm", channels)
             tensors[f"features.transition{i}.conv.weight"] = [channels // 2, channels, 1, 1]
             channels //= 2
-    return tensors | norm("features.norm5", channels) | {"classifier.weight": [1000, channels], "classifier.bias": [1000]}
+    last = {"classifier.weight": [1000, channels], "classifier.bias": [1000]}
+    return tensors | norm("features.norm5", channels) | last
 
 
 def ghost(cls, *args, **settings):
@@ -62,7 +64,8 @@ def test_report_of_the_official_file(name):
 
 @pytest.mark.parametrize("name", TOTALS)
 def test_channels_of_the_skips(name):
-    with torch.no_grad(): maps = densenet_pyramid(ghost(densenet_features, name).eval(), torch.zeros(1, 3, 64, 96, device="meta"))
+    x = torch.zeros(1, 3, 64, 96, device="meta")
+    with torch.no_grad(): maps = densenet_pyramid(ghost(densenet_features, name).eval(), x)
     deepest = dict(densenet121=(1024, 1024), densenet169=(1280, 1664), densenet201=(1792, 1920))[name]
     assert [x.shape[1] for x in maps] == [64, 256, 512, *deepest]
     assert [tuple(x.shape[2:]) for x in maps] == [(64 // s, 96 // s) for s in (2, 4, 8, 16, 32)]
@@ -102,7 +105,8 @@ def test_gradients_reach_every_parameter():
 
 def test_settings_make_it_again():
     network = ghost(DenseNetUNet, 3, "densenet169", growth=8, layers=3)
-    assert [p.shape for p in ghost(DenseNetUNet, **network.settings).parameters()] == [p.shape for p in network.parameters()]
+    again = ghost(DenseNetUNet, **network.settings)
+    assert [p.shape for p in again.parameters()] == [p.shape for p in network.parameters()]
 
 
 def test_errors():
@@ -110,4 +114,5 @@ def test_errors():
     with pytest.raises(ValueError, match="densenet121, densenet169, densenet201; got 'densenet161'"):
         DenseNetUNet(3, "densenet161")
     with pytest.raises(ValueError, match="at least one"): DenseNetUNet(3, width=1e-3)
-    with pytest.raises(ValueError, match=r"at least 32x32.*got \(31, 40\)"): DenseNetUNet(3, **SMALL)(torch.zeros(1, 3, 31, 40))
+    network = DenseNetUNet(3, **SMALL)
+    with pytest.raises(ValueError, match=r"at least 32x32.*got \(31, 40\)"): network(torch.zeros(1, 3, 31, 40))

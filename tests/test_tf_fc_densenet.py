@@ -81,7 +81,8 @@ def test_saved_file(tmp_path):
 
 
 @pytest.mark.parametrize("settings, message", (
-    (dict(depth=121), "56, 67, 103; got 121"), (dict(layers=(4,)), "bottleneck's last"), (dict(width=1e-3), "at least one")))
+    (dict(depth=121), "56, 67, 103; got 121"), (dict(layers=(4,)), "bottleneck's last"),
+    (dict(width=1e-3), "at least one")))
 def test_errors(settings, message):
     with pytest.raises(ValueError, match=message): FCDenseNet(2, **settings)
     with pytest.raises(ValueError, match="at least 4x4, 2 pools"): FCDenseNet(2, **SMALL)(tf.zeros((1, 3, 8, 3)))

@@ -61,7 +61,8 @@ def _shaped(room: Tensor, like: Tensor, channels: int) -> Tensor:
     return room.view(n, channels, h, w)
 
 
-def _empty(like: Tensor, channels: int) -> Tensor: return _shaped(like.new_empty(_places(like) * channels), like, channels)
+def _empty(like: Tensor, channels: int) -> Tensor:
+    return _shaped(like.new_empty(_places(like) * channels), like, channels)
 
 # %% ../../nbs/14_fc_densenet.ipynb #b1a6d206
 def _each(maps: Sequence[Tensor], *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -96,7 +97,8 @@ def _gradient_of_new(grad: Tensor, x: Tensor, slope: Tensor, level: Tensor, kept
     "The gradient that reaches a layer's convolution: of its readers, of their means and variances, through dropout."
     grad = torch.addcmul(grad, x, _wide(slope)).add_(_wide(level))
     if kept is not None: grad.mul_(kept.to(grad.dtype)).div_(1 - p)
-    return grad.to(x.dtype).contiguous(memory_format=torch.channels_last if x.stride(1) == 1 else torch.contiguous_format)
+    order = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+    return grad.to(x.dtype).contiguous(memory_format=order)
 
 # %% ../../nbs/14_fc_densenet.ipynb #35462ac0
 class _Grow(torch.autograd.Function):
@@ -141,7 +143,8 @@ class _Grow(torch.autograd.Function):
             mean, inverse, kept, y = saved[4 * i:4 * i + 4]
             seen, c, here = [*maps, new[:, :i * growth]], len(mean), slice(i * growth, (i + 1) * growth)
             scale, used = gamma * inverse, _shaped(room, new, len(mean))
-            g = _gradient_of_new(grad[:, here], new[:, here], slope[c:c + growth], level[c:c + growth], kept, layer.dropout.p)
+            own = slice(c, c + growth)
+            g = _gradient_of_new(grad[:, here], new[:, here], slope[own], level[own], kept, layer.dropout.p)
             if y is None: y = _normalize(seen, scale, beta - mean * scale, used)  # again
             g, *of_conv = torch.ops.aten.convolution_backward(
                 g, y, weight.to(g.dtype), [growth], [1, 1], layer.conv.padding, [1, 1], False, [0, 0], 1, [True] * 3)
@@ -156,7 +159,8 @@ class _Grow(torch.autograd.Function):
                 level[:c] += pull * mean - scale * of_beta / places
             of_weights = [of_gamma, of_beta, *(t.to(weight.dtype) for t in of_conv), *of_weights]
         start = block[0].norm.num_features
-        for m, (g, a, b) in zip(maps, _each(grads, slope[:start], level[:start])): g.addcmul_(m, _wide(a)).add_(_wide(b))
+        for m, (g, a, b) in zip(maps, _each(grads, slope[:start], level[:start])):
+            g.addcmul_(m, _wide(a)).add_(_wide(b))
         return None, None, None, *grads, *of_weights
 
 # %% ../../nbs/14_fc_densenet.ipynb #073a9125

@@ -57,9 +57,9 @@ def _depth_last_transition(layers): return 2 * sum(layers) + len(layers) + 2
 exercises = {
     "skips": Exercise(
         title="Channels of the skips",
-        question="A DenseNet has `first` channels after its first convolution and `layers` layers in its blocks, each adding "
-                 "`growth` channels. A transition between two blocks halves the channels. Return a list: `first`, then the "
-                 "channels after each block, before its transition.",
+        question="A DenseNet has `first` channels after its first convolution and `layers` layers in its "
+                 "blocks, each adding `growth` channels. A transition between two blocks halves the channels. "
+                 "Return a list: `first`, then the channels after each block, before its transition.",
         hint="DenseNet-121: 64, 256, 512, 1024, 1024.",
         solution=skips,
         tries=[(64, 32, (6, 12, 24, 16)), (64, 32, (6, 12, 48, 32)), (8, 4, (1, 2)), (10, 2, (3,))],
@@ -67,8 +67,9 @@ exercises = {
                "The skip leaves before the transition, with all channels of the block.": _skips_after_transition}),
     "reduced": Exercise(
         title="What the 1x1 convolution saves",
-        question="A dense layer reads `channels` channels and adds `growth`. Return a pair: the weights of a 3x3 convolution at "
-                 "once, and those of a 1x1 convolution to `4 * growth` channels followed by a 3x3 one. No biases.",
+        question="A dense layer reads `channels` channels and adds `growth`. Return a pair: the weights of a "
+                 "3x3 convolution at once, and those of a 1x1 convolution to `4 * growth` channels followed by"
+                 " a 3x3 one. No biases.",
         hint="Weights: channels in times channels out times the kernel's area.",
         solution=reduced,
         tries=[(1000, 32), (64, 32), (10, 1), (7, 3)],
@@ -76,9 +77,9 @@ exercises = {
                "The 1x1 convolution comes first, the 3x3 one second.": _reduced_large_first}),
     "depth": Exercise(
         title="Where the number comes from",
-        question="How many convolutions and linear layers has a DenseNet classifier with `layers` layers in its blocks? Each "
-                 "layer has a 1x1 and a 3x3 convolution; there is a transition between any two blocks, one convolution at the "
-                 "start, and a linear layer at the end.",
+        question="How many convolutions and linear layers has a DenseNet classifier with `layers` layers in "
+                 "its blocks? Each layer has a 1x1 and a 3x3 convolution; there is a transition between any "
+                 "two blocks, one convolution at the start, and a linear layer at the end.",
         hint="With (6, 12, 24, 16) it is 121.",
         solution=depth,
         tries=[((6, 12, 24, 16),), ((6, 12, 32, 32),), ((6, 12, 48, 32),), ((1,),)],

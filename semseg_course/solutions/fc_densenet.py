@@ -97,30 +97,34 @@ def _depth_bottleneck_twice(layers): return 2 * sum(layers) + 2 * len(layers[:-1
 exercises = {
     "stack": Exercise(
         title="The stack of every block",
-        question="`layers` holds the layers of each block on the way down, the bottleneck's last; the way up mirrors the "
-                 "way down. `first` channels come out of the first convolution. Return a list with the channels of the "
-                 "stack at the end of each block: down, bottleneck, up. Only new features are carried up.",
+        question="`layers` holds the layers of each block on the way down, the bottleneck's last; the way up "
+                 "mirrors the way down. `first` channels come out of the first convolution. Return a list with"
+                 " the channels of the stack at the end of each block: down, bottleneck, up. Only new features"
+                 " are carried up.",
         hint="For FC-DenseNet103 the list is in the chapter: 112, ..., 896, 1088, ..., 256.",
         solution=stack,
         tries=[(48, 16, (4, 5, 7, 10, 12, 15)), (48, 12, (4,) * 6), (10, 2, (1, 3)), (8, 4, (2, 3, 5))],
         wrong={"The whole stack was carried up: enlarge the new features of the block below alone.": _stack_carried,
-               "The skip is missing: the stack on the way up holds the stack of the same size on the way down.": _stack_no_skip,
+               "The skip is missing: the stack on the way up holds the stack of the same size on the way down.":
+                   _stack_no_skip,
                "What is enlarged comes from the block below, with its own number of layers.": _stack_same_below}),
     "parameters": Exercise(
         title="Parameters of a block",
-        question="A dense block of `layers` layers reads `channels` channels; each layer has a batch norm with weight "
-                 "and bias, and a 3x3 convolution with bias to `growth` channels. How many learned numbers has it?",
+        question="A dense block of `layers` layers reads `channels` channels; each layer has a batch norm with"
+                 " weight and bias, and a 3x3 convolution with bias to `growth` channels. How many learned "
+                 "numbers has it?",
         hint="Layer 0 reads `channels`, layer 1 already `growth` more.",
         solution=parameters,
         tries=[(48, 16, 4), (48, 12, 1), (656, 16, 15), (3, 2, 0)],
         wrong={"The norms have a weight and a bias for every channel they read.": _parameters_no_norm,
                "That is a chain: each layer reads the input and all earlier features.": _parameters_chain,
-               "A layer does not read its own features: the first one reads the input alone.": _parameters_counted_late}),
+               "A layer does not read its own features: the first one reads the input alone.":
+                   _parameters_counted_late}),
     "kept": Exercise(
         title="Numbers kept for backward",
-        question="How many numbers at each place does a dense block keep for backward? Leave its input and what dropout "
-                 "keeps out. Without checkpointing, as `plain` does it: each layer keeps what its norm reads and what its "
-                 "convolution reads. With checkpointing: only the new features.",
+        question="How many numbers at each place does a dense block keep for backward? Leave its input and "
+                 "what dropout keeps out. Without checkpointing, as `plain` does it: each layer keeps what its"
+                 " norm reads and what its convolution reads. With checkpointing: only the new features.",
         hint="Write the list of what each layer reads, and add it up.",
         solution=kept,
         tries=[(48, 16, 4, False), (48, 16, 4, True), (192, 16, 12, False), (10, 3, 1, False), (10, 3, 1, True)],
@@ -129,8 +133,8 @@ exercises = {
                "The input is not the block's to keep: leave it out.": _kept_with_input}),
     "depth": Exercise(
         title="Where the name comes from",
-        question="Count all convolutions, transposed ones too, of an FC-DenseNet with `layers` in its blocks on the way "
-                 "down, the bottleneck's last. The way up mirrors the way down.",
+        question="Count all convolutions, transposed ones too, of an FC-DenseNet with `layers` in its blocks "
+                 "on the way down, the bottleneck's last. The way up mirrors the way down.",
         hint="A transition down and a transition up have one each.",
         solution=depth,
         tries=[((4, 5, 7, 10, 12, 15),), ((4,) * 6,), ((5,) * 6,), ((2, 3),)],

@@ -7,6 +7,7 @@ __all__ = ['LONG', 'JEGOU', 'zoo', 'check_name', 'build', 'scores', 'overview', 
 
 # %% ../nbs/90_zoo.ipynb #bd71ed54
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
 from torch import nn
@@ -102,7 +103,7 @@ def overview() -> str:
 # %% ../nbs/90_zoo.ipynb #36896da3
 def trained_weights() -> dict[str, Path]:
     "The weights that come with the package: DATASET_NETWORK -> safetensors file, in half precision."
-    folder = Path(__file__).parent / "weights"
+    folder = Path(str(files("semseg_course"))) / "weights"
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
@@ -115,12 +116,12 @@ def pretrained(
     Shapes: image (n, 3, h, w), as `to_input` makes it, to scores (n, classes, h, w).
     Raises: ValueError naming the weights there are.
     """
-    files = trained_weights()
-    if (kept := f"{dataset}_{name}") not in files:
-        raise ValueError(f"there are no weights of {name!r} for {dataset!r}; there are: {', '.join(files) or 'none'}. "
+    there = trained_weights()
+    if (kept := f"{dataset}_{name}") not in there:
+        raise ValueError(f"there are no weights of {name!r} for {dataset!r}; there are: {', '.join(there) or 'none'}. "
                          f"Train it: semseg-course train --model {name} --data {dataset}")
-    tensors, about = load_tensors(files[kept])
+    tensors, about = load_tensors(there[kept])
     network = build(about["options"]["model"], len(about["classes"]["names"]), about["options"]["width"])
-    load_into(network, tensors, files[kept])
+    load_into(network, tensors, there[kept])
     network.about = about
     return network.eval()

@@ -30,7 +30,7 @@ def _heaviest_topmost_half(covers):
 
 
 def _heaviest_reversed(covers):
-    return len(covers) - 1 - heaviest(covers[::-1])
+    return len(covers) - 1 - heaviest(covers)
 
 # %% ../../nbs/solutions/13c_eyes.ipynb #2a973084
 def on_iris(x, y, gaze, radius, eyeball=12.0):
@@ -86,7 +86,7 @@ exercises = {
                ([1.0, 0.5],), ([1.0, 0.25, 0.25, 0.25],), ([1.0, 0.4, 0.4, 0.4],)],
         wrong={"This is the layer with the largest cover: those in front of it take from it.": _heaviest_by_cover,
                "A layer may win with less than half, and one in front may beat it.": _heaviest_topmost_half,
-               "The first layer is the one at the back.": _heaviest_reversed}),
+               "Count from the back: the first layer is the one that all others lie on.": _heaviest_reversed}),
     "aside": Exercise(
         title="Looking aside",
         question="Write `on_iris(x, y, gaze, radius, eyeball=12.0)`: for points in mm from the iris' centre in the "

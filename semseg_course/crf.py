@@ -69,7 +69,7 @@ NORMALIZATIONS = {"none": (0, 0), "symmetric": (0.5, 0.5), "before": (1, 0), "af
 
 
 def normalized(
-    filter: Callable[[Tensor], Tensor],  # Gaussian sums of values (n, channels)
+    filter: Callable[[Tensor], Tensor] | Lattice,  # Gaussian sums of values (n, channels)
     mask: Tensor,  # 1 for pixels that take part and 0 for others, (n, 1)
     how: str = "symmetric",  # one of NORMALIZATIONS
 ) -> Callable[[Tensor], Tensor]:
@@ -79,8 +79,9 @@ def normalized(
     Paper: Krähenbühl and Koltun 2013 and their code.
     """
     if how not in NORMALIZATIONS: raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {how!r}.")
-    total = filter(mask) + 1e-20
+    total = (filter.filter if isinstance(filter, Lattice) else filter)(mask) + 1e-20
     before, after = (total**-power * mask for power in NORMALIZATIONS[how])
+    if isinstance(filter, Lattice): return filter.scaled(before, after).filter
     return lambda values: filter(values * before).mul_(after)
 
 # %% ../nbs/15_dense_crf.ipynb #2fa5c80b
@@ -94,7 +95,9 @@ def unary_energy(
 
 def _softmax(scores):
     "Over the last axis of two, in place; for few classes much faster than torch's."
-    scores = scores.sub_(scores.amax(1, keepdim=True)).exp_()
+    low, high = scores.aminmax()
+    if not -80 < low <= high < 80: scores.sub_(scores.amax(1, keepdim=True))  # exp would leave float32
+    scores.exp_()
     return scores.div_(scores @ scores.new_ones(scores.shape[1], 1))
 
 
@@ -115,12 +118,12 @@ def mean_field_step(
     return _softmax(scores)
 
 # %% ../nbs/15_dense_crf.ipynb #a220b1f7
-def _gaussian(kernel: Kernel, image: Tensor, exact: bool) -> Callable[[Tensor], Tensor]:
+def _gaussian(kernel: Kernel, image: Tensor, exact: bool) -> Callable[[Tensor], Tensor] | Lattice:
     "The Gaussian sums of a kernel over an image, by all pairs or the fast way."
     features = kernel.features(image)
     if exact: return lambda values: gaussian_filter(features.to(values.dtype), values)
     narrow = kernel.positions_only and kernel.precision is None and np.max(kernel.sxy) <= 10
-    if not narrow: return Lattice(features).filter
+    if not narrow: return Lattice(features)
     x, y = np.broadcast_to(np.asarray(kernel.sxy, float), 2)
     return partial(grid_filter, size=image.shape[:2], sigma=(y, x))
 

@@ -7,6 +7,7 @@ __all__ = ['gaussian_filter', 'grid_filter', 'elevation', 'enclosing_simplex', '
            'Lattice']
 
 # %% ../nbs/14c_permutohedral.ipynb #f35dfc19
+from copy import copy
 from math import ceil, prod, sqrt
 
 import numpy as np
@@ -50,13 +51,13 @@ def grid_filter(
     size: tuple[int, int],  # h and w
     sigma: tuple[float, float],  # standard deviations down and along the rows, pixels
 ) -> Tensor:  # (h * w, channels)
-    """The Gaussian sums where the features are positions: exact but for tails beyond 4.5 deviations.
+    """The Gaussian sums where the features are positions: exact but for tails beyond 4 deviations.
 
     On a grid the kernel is a product of one along the columns and one along the rows.
     """
     x = values.view(1, *size, -1).permute(0, 3, 1, 2)  # 1, channels, h, w with the channels innermost in memory
     for axis in (0, 1):
-        reach = min(ceil(4.5 * sigma[axis]), size[axis] - 1)
+        reach = min(ceil(4 * sigma[axis]), size[axis] - 1)
         steps = torch.arange(-reach, reach + 1, device=x.device).to(x) / sigma[axis]
         kernel = (-0.5 * steps.square()).exp().view((-1, 1) if axis == 0 else (1, -1))
         padding = (reach, 0) if axis == 0 else (0, reach)
@@ -155,9 +156,10 @@ def lattice_neighbours(
     for j in range(d + 1):
         ahead = keys + torch.where(wraps, strides.sum() - d * box, box) - strides[j]
         found = torch.searchsorted(keys, ahead).clamp_(max=m - 1)
-        there = keys[found] == ahead
-        result[j, :m, 1] = torch.where(there, found, m)
-        result[j, found[there], 2] = points[there]
+        found = torch.where(keys[found] == ahead, found, m)
+        result[j, :m, 1] = found
+        result[j, :, 2].scatter_(0, found, points)  # whoever is ahead of me has me behind
+    result[:, m] = m
     return result
 
 # %% ../nbs/14c_permutohedral.ipynb #2a4f3a86
@@ -183,10 +185,12 @@ class Lattice:
         keys, order = keys.flatten().sort(stable=True)  # equal vertices come to stand side by side
         first = torch.cat([keys.new_ones(1, dtype=torch.bool), keys[1:] != keys[:-1]])
         number = first.cumsum(0, dtype=torch.int32).sub_(1)
-        self.vertices = torch.empty_like(number).index_put_((order,), number).view(n, vertices)
+        self.vertices = torch.empty_like(number).scatter_(0, order, number).view(n, vertices)
         self._starts = first.nonzero().flatten().int()
-        self._points = torch.arange(n, dtype=torch.int32, device=device).repeat_interleave(vertices)[order]
-        self._splat_weights = self.weights.flatten()[order]
+        points = torch.arange(n, dtype=torch.int32, device=device).repeat_interleave(vertices)
+        self._points = points.index_select(0, order)
+        self._splat_weights = self.weights.flatten().index_select(0, order)
+        self._slice_weights = self.weights / (1 + 2.0 ** (1 - vertices))  # of a blur that gave more than it got
         self.keys = keys[self._starts]
         self.neighbours = lattice_neighbours(self.keys, strides, box)
 
@@ -204,11 +208,17 @@ class Lattice:
 
     def slice(self, values: Tensor) -> Tensor:
         "Read the points (n, channels) off the vertices (m, channels) around them."
-        d = self.weights.shape[1] - 1
-        return F.embedding_bag(self.vertices, values, mode="sum", per_sample_weights=self.weights) / (1 + 2.0**-d)
+        return F.embedding_bag(self.vertices, values, mode="sum", per_sample_weights=self._slice_weights)
 
     def filter(self, values: np.ndarray | Tensor, reverse: bool = False) -> np.ndarray | Tensor:
         "The Gaussian sums of values (n, channels); in reverse those of the transposed kernel."
         _, x = _tensors(self.weights, values)
         x = self.slice(self.blur(self.splat(x.to(self.weights.dtype)), reverse))
         return x.numpy() if isinstance(values, np.ndarray) else x
+
+    def scaled(self, before: Tensor, after: Tensor) -> "Lattice":
+        "The lattice whose filter multiplies its values by before and its sums by after, (n, 1), at no further cost."
+        other = copy(self)
+        other._splat_weights = self._splat_weights * before.flatten().index_select(0, self._points)
+        other._slice_weights = self._slice_weights * after.view(-1, 1)
+        return other

@@ -15,18 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/14c_permutohedral.ipynb #8293f6e6
+# %% ../nbs/14c_permutohedral.ipynb #42a367c3
 def _tensors(features, values):
     "Features and values as tensors of one floating point type, after a check."
     features, values = torch.as_tensor(features), torch.as_tensor(values)
     if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
-        raise ValueError(f"features must be floats (n, d), a row a point; got {features.dtype} {tuple(features.shape)}.")
+        raise ValueError("features must be floats (n, d), a row a point; "
+                         f"got {features.dtype} {tuple(features.shape)}.")
     if values.ndim != 2 or len(values) != len(features) or not values.is_floating_point():
         raise ValueError(f"values must be floats ({len(features)}, channels), a row for each of the features; "
                          f"got {values.dtype} {tuple(values.shape)}.")
     return features, values
 
-
+# %% ../nbs/14c_permutohedral.ipynb #acab9fad
 def gaussian_filter(
     features: np.ndarray | Tensor,  # points divided by their standard deviations, (n, d)
     values: np.ndarray | Tensor,  # to be summed, (n, channels)
@@ -35,7 +36,7 @@ def gaussian_filter(
     """The Gaussian sums over all pairs of points, each pair looked at: exact, and n * n operations a channel.
 
     Raises: ValueError for other shapes.
-    Paper: Krähenbühl and Koltun 2011, section 3, equation 3.
+    Paper: Krähenbühl and Koltun 2011, section 3.2.
     """
     kind = type(values)
     features, values = _tensors(features, values)
@@ -64,27 +65,27 @@ def grid_filter(
         x = F.conv2d(x, kernel.expand(x.shape[1], 1, -1, -1), padding=padding, groups=x.shape[1])
     return x.permute(0, 2, 3, 1).reshape(values.shape)
 
-# %% ../nbs/14c_permutohedral.ipynb #9c6384af
+# %% ../nbs/14c_permutohedral.ipynb #71b4c1b9
 def elevation(
     d: int,  # dimensions of the features
 ) -> Tensor:  # (d + 1, d)
     """The matrix that lays features into the plane where d + 1 coordinates sum to zero, and scales them.
 
     Its columns are at right angles. The scale makes splat, blur and slice together a Gaussian of deviation 1.
-    Paper: Adams et al. 2010, section 3.1.
+    Paper: Adams et al. 2010.
     """
     matrix = torch.ones(d + 1, d, dtype=torch.float64).triu()
     matrix[range(1, d + 1), range(d)] = -torch.arange(1.0, d + 1, dtype=torch.float64)
     return matrix / matrix.norm(dim=0) * sqrt(2 / 3) * (d + 1)
 
-# %% ../nbs/14c_permutohedral.ipynb #71b4c1b9
+# %% ../nbs/14c_permutohedral.ipynb #8e4e8601
 def enclosing_simplex(
     elevated: Tensor,  # points in the plane, (d + 1, n)
 ) -> tuple[Tensor, Tensor]:
     """The simplex around each point: the corner whose coordinates are multiples of d + 1, and their order.
 
-    Shapes: corner (d + 1, n), divided by d + 1; rank (d + 1, n), 0 for the coordinate that lies farthest above the corner.
-    Paper: Adams et al. 2010, section 3.2.
+    Shapes: corner (d + 1, n), divided by d + 1; rank (d + 1, n), 0 for the coordinate farthest above the corner.
+    Paper: Adams et al. 2010.
     """
     d = len(elevated) - 1
     corner = (elevated / (d + 1)).round_()
@@ -98,7 +99,7 @@ def enclosing_simplex(
     back = (rank < 0).to(torch.int8) - (rank > d).to(torch.int8)  # the coordinates that bring it back into the plane
     return corner.add_(back), rank.add_(back, alpha=d + 1)
 
-# %% ../nbs/14c_permutohedral.ipynb #8e4e8601
+# %% ../nbs/14c_permutohedral.ipynb #040093d0
 def barycentric(
     elevated: Tensor,  # points in the plane, (d + 1, n)
     corner: Tensor,  # of `enclosing_simplex`, (d + 1, n)
@@ -106,7 +107,7 @@ def barycentric(
 ) -> Tensor:  # not negative, each row sums to 1, (n, d + 1)
     """Weights of the simplex' vertices whose weighted mean is the point.
 
-    Paper: Adams et al. 2010, proposition 4.2.
+    Paper: Adams et al. 2010.
     """
     d = len(elevated) - 1
     rest = torch.empty_like(elevated).scatter_(0, rank.long(), elevated / (d + 1) - corner)  # falling along axis 0
@@ -146,7 +147,8 @@ def lattice_neighbours(
 ) -> Tensor:  # each point itself, the next ahead and the next behind; m where there is none, (d + 1, m + 1, 3)
     """The neighbours of each point of the lattice along its d + 1 directions.
 
-    The last row is of a point that is always zero, and stands for all that are not there. One step ahead in direction j adds 1 to every coordinate but the j-th, which falls by d.
+    The last row is of a point that is always zero, and stands for all that are not there.
+    One step ahead in direction j adds 1 to every coordinate but the j-th, which falls by d.
     """
     m, d = len(keys), len(strides) - 1
     keys, wraps = keys.long(), keys >= d * box  # remainder d is followed by 0, and the quotients rise
@@ -166,7 +168,7 @@ def lattice_neighbours(
 class Lattice:
     """Gaussian sums over points with any features, in time that grows with their number: splat, blur, slice.
 
-    Shapes: n points become m vertices; vertices (n, d + 1) numbers of the vertices around each point, weights (n, d + 1).
+    Shapes: n points, m vertices; vertices (n, d + 1) numbers of those around each point, weights (n, d + 1).
     Raises: ValueError for features that are not finite floats (n, d).
     Paper: Adams et al. 2010; as in the code of Krähenbühl and Koltun 2011.
     """

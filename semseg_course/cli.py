@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DRAWN', 'Data', 'Weights', 'Schedule', 'Optimizer', 'Precision', 'Split', 'app', 'RunFolder', 'Root', 'WeightFile',
-           'parse_size', 'parse_range', 'read_classes', 'open_data', 'open_checked', 'class_weights', 'start_from',
-           'run_training', 'train', 'read_run', 'worker', 'open_run', 'score_table', 'validate', 'test', 'predict',
-           'prepare', 'speed', 'chapters', 'main']
+           'WithCRF', 'parse_size', 'parse_range', 'read_classes', 'open_data', 'open_checked', 'class_weights',
+           'start_from', 'run_training', 'train', 'read_run', 'worker', 'open_run', 'score_table', 'refinement',
+           'validate', 'test', 'predict', 'tune_crf', 'prepare', 'speed', 'chapters', 'main']
 
 # %% ../nbs/95_command_line.ipynb #b73ba805
 import datetime
@@ -379,28 +379,45 @@ def score_table(
              (("mean IoU", "miou"), ("mean accuracy", "mean_accuracy"), ("pixel accuracy", "pixel_accuracy"))]
     return "\n".join(["| class | IoU, % |", "|---|---|", *rows, *means])
 
+# %% ../nbs/95_command_line.ipynb #f0559f08
+def refinement(
+    run: Path,  # the folder of a run, or the name of weights that come with the package
+    crf: bool,  # whether one is wanted
+):
+    """The dense CRF of a run as a function of image and probabilities, and its settings for JSON; None and None without.
+
+    Raises: ValueError for settings that are none of a CRF.
+    """
+    if not crf: return None, None
+    from semseg_course.crf import crf_from_json, crf_to_json, dense_crf
+    path = Path(run) / "settings.json"
+    settings = crf_from_json(read_json(path).get("crf", {}) if path.is_file() else {})
+    return functools.partial(dense_crf, **settings), crf_to_json(**settings)
+
 # %% ../nbs/95_command_line.ipynb #1ed17d46
-def _scored(run: Path, split: str, root: Path | None, weights: Path | None):
+def _scored(run: Path, split: str, root: Path | None, weights: Path | None, crf: bool = False):
     from semseg_course.training import evaluate
     network, options, classes = open_run(run, weights)
     if root: options["root"] = str(root)
     dataset = open_data(options, split)
     if dataset.classes != classes:
         raise ValueError(f"{run} was trained on other classes than the data set at {options['root']} has.")
-    scores = evaluate(network, dataset, None if options["data"] in DRAWN else options["size"])
-    return scores | dict(images=len(dataset), split=split, void="left out"), classes
+    refine, settings = refinement(run, crf)
+    scores = evaluate(network, dataset, None if options["data"] in DRAWN else options["size"], refine=refine)
+    return scores | dict(images=len(dataset), split=split, void="left out", crf=settings), classes
 
 # %% ../nbs/95_command_line.ipynb #6065ce01
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run that `train` made, or such as camvid_enet.")]
 Root = Annotated[Optional[Path], typer.Option(help="Folder of the data set, where it has moved since.")]
 WeightFile = Annotated[Optional[Path], typer.Option(help="A safetensors file; the run's best when not given.")]
+WithCRF = Annotated[bool, typer.Option("--crf", help="Refine by a dense CRF; its settings are the run's, or the usual.")]
 
 
 @app.command()
 @_plainly
-def validate(run: RunFolder, root: Root = None, weights: WeightFile = None):
+def validate(run: RunFolder, root: Root = None, weights: WeightFile = None, crf: WithCRF = False):
     "Score a run on the validation images and print the classes."
-    scores, classes = _scored(run, "val", root, weights)
+    scores, classes = _scored(run, "val", root, weights, crf)
     typer.echo(score_table(scores, classes))
 
 # %% ../nbs/95_command_line.ipynb #d48f8b5b
@@ -412,17 +429,18 @@ def test(
     weights: WeightFile = None,
     split: Annotated[Split, typer.Option(help="Which images.")] = Split.test,
     out: Annotated[Optional[Path], typer.Option(help="Folder for SPLIT.json and .md; the run's if not given.")] = None,
+    crf: WithCRF = False,
 ):
     "Score a run on the test images; write the result as JSON and as a Markdown table. Void is never counted."
     if not (out or run.is_dir()): raise ValueError(f"--out must name a folder for the scores of {run}, which has none.")
-    scores, classes = _scored(run, split.value, root, weights)
+    scores, classes = _scored(run, split.value, root, weights, crf)
     named = scores | dict(iou=dict(zip(classes.names, (v if v == v else None for v in scores["iou"]))))
     about = dict(date=datetime.date.today().isoformat(), run=str(run), weights=str(weights or "best of the run"))
-    folder = out or run
-    write_json(folder / f"{split.value}.json", about | named | machine())
-    (folder / f"{split.value}.md").write_text(score_table(scores, classes) + "\n", encoding="utf-8")
+    path = (out or run) / (f"{split.value}_crf" if crf else split.value)
+    write_json(path.with_suffix(".json"), about | named | machine())
+    path.with_suffix(".md").write_text(score_table(scores, classes) + "\n", encoding="utf-8")
     typer.echo(score_table(scores, classes))
-    typer.echo(f"Written: {folder / split.value}.json and .md")
+    typer.echo(f"Written: {path}.json and .md")
 
 # %% ../nbs/95_command_line.ipynb #deec0a28
 @app.command()
@@ -436,6 +454,7 @@ def predict(
     overlap: Annotated[int, typer.Option(help="Overlap of neighbouring tiles, pixels.", min=0)] = 32,
     flip: Annotated[bool, typer.Option(help="Average with the prediction of the mirrored image.")] = False,
     probabilities: Annotated[bool, typer.Option(help="Write the probability of every class, too.")] = False,
+    crf: WithCRF = False,
 ):
     "Label images: colour masks, overlays and, on request, probabilities."
     from semseg_course.prediction import predict_folder
@@ -445,8 +464,37 @@ def predict(
         if tile: raise ValueError(f"--tile cannot be used: the network of {run} works on whole images at its --size.")
         network = AtSize(network, options["size"])
     masks = predict_folder(network, classes, images, out, probabilities, progress=sys.stderr.isatty(),
-                           tile=tile, overlap=overlap, flip=flip)
+                           tile=tile, overlap=overlap, flip=flip, refine=refinement(run, crf)[0])
     typer.echo(f"Images labelled: {len(masks)}; look into {out}")
+
+# %% ../nbs/95_command_line.ipynb #a701fcf8
+@app.command()
+@_plainly
+def tune_crf(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that `train` made.")],
+    root: Root = None,
+    weights: WeightFile = None,
+    images: Annotated[int, typer.Option(help="Training images, spread over all, to try settings on.", min=1)] = 12,
+    evaluations: Annotated[int, typer.Option(help="Settings that are tried.", min=2)] = 30,
+    seed: Annotated[int, typer.Option(help="Seed of the settings that are drawn.", min=0)] = 0,
+):
+    "Choose the dense CRF of a run on some training images; `--crf` takes it from then on."
+    from semseg_course.crf import crf_to_json
+    from semseg_course.crf_search import search_crf
+    from semseg_course.training import image_scores
+    path = run / "settings.json"
+    if not path.is_file(): raise ValueError(f"{run} must be the folder of a run; its settings are to keep the CRF.")
+    network, options, classes = open_run(run, weights)
+    dataset = open_data(options | (dict(root=str(root)) if root else {}), "train")
+    size = None if options["data"] in DRAWN else options["size"]
+    step = max(1, len(dataset) // images)
+    pictures, labels = zip(*(dataset[i] for i in range(0, len(dataset), step)[:images]))
+    softmax = [image_scores(network, picture, size)[0].softmax(0).cpu() for picture in pictures]
+    found = search_crf(pictures, softmax, labels, len(classes), evaluations=evaluations, seed=seed)
+    write_json(path, read_json(path) | dict(crf=crf_to_json(**found.settings)))
+    plain, usual = (row["miou"] for row in found.tried[:2])
+    typer.echo(f"{found.values if found.settings['iterations'] else 'No CRF'}: mIoU {found.miou:.4f} on {len(labels)} training "
+               f"images; without {plain:.4f}, with the usual settings {usual:.4f}. Kept in {path}")
 
 # %% ../nbs/95_command_line.ipynb #48779359
 @app.command()

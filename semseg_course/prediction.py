@@ -142,6 +142,7 @@ def predict(
     flip: bool = False,  # average with the prediction of the mirrored image
     multiple: int = 1,  # pad to a multiple of so many pixels, and cut the result back
     prepare: Callable = to_input,  # uint8 (h, w, 3) -> float (3, h, w)
+    refine: Callable | None = None,  # image, probabilities (classes, h, w) -> probabilities, such as `dense_crf`
 ) -> Prediction:  # label and probabilities
     """Label every pixel of one image, whole or in overlapping tiles.
 
@@ -153,6 +154,7 @@ def predict(
         batch = normalize(image, prepare).to(parameter)[None]  # 1, 3, h, w
         run = lambda part: _flip_averaged(network, part, multiple, flip)
         probabilities = run(batch)[0].cpu() if tile is None else _tiled(run, batch, tile, overlap)
+    if refine: probabilities = refine(image, probabilities)
     return Prediction(class_maximum(probabilities[None])[0].numpy(), probabilities)
 
 # %% ../nbs/92_prediction.ipynb #18c34c8e
@@ -259,7 +261,7 @@ def predict_folder(
     out: str | Path,  # folder to write to; made where missing
     probabilities: bool = False,  # also write them, as float16 (classes, h, w)
     progress: bool = True,  # show a bar
-    **settings,  # tile, overlap, flip, multiple, prepare: as for `predict`
+    **settings,  # tile, overlap, flip, multiple, prepare, refine: as for `predict`
 ) -> list[Path]:  # the masks written
     """Write masks/NAME.png, overlays/NAME.jpg and on request probabilities/NAME.npy for every image.
 

@@ -8,6 +8,8 @@ __all__ = ['SCHEDULES', 'PRECISIONS', 'constant', 'poly', 'one_cycle', 'paramete
            'train_epoch', 'fit', 'load_weights']
 
 # %% ../nbs/06_training.ipynb #1c6bf3ef
+import atexit
+import gc
 import json
 import math
 import sys
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
@@ -71,6 +73,12 @@ def parameter_groups(
             dict(params=[p for p in parameters if p.ndim <= 1], weight_decay=0.0)]
 
 # %% ../nbs/06_training.ipynb #2c2d9930
+def _end_processes():
+    "Leave the process group, and wait for its threads."
+    if distributed.is_initialized(): distributed.destroy_process_group()
+    gc.collect()  # the threads stop with the group's last user, and a wrapped network may be part of a circle
+
+# %% ../nbs/06_training.ipynb #3b34d461
 PRECISIONS = ("no", "fp16", "bf16")
 
 
@@ -84,7 +92,9 @@ def make_accelerator(
     if mixed_precision not in PRECISIONS:
         raise ValueError(f"mixed_precision must be {', '.join(PRECISIONS)}; got {mixed_precision!r}.")
     AcceleratorState._reset_state(reset_partial_state=False)
+    callers = distributed.is_available() and distributed.is_initialized()
     accelerator = Accelerator(mixed_precision=mixed_precision)
+    if accelerator.use_distributed and not callers: atexit.register(_end_processes)
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU, its gradients must be scaled there; use bf16 on a CPU.")
     return accelerator
@@ -176,6 +186,7 @@ def evaluate(
     size: tuple[int, int] | None = None,  # (h, w) that the network works at; None is each image's own
     accelerator: Accelerator | None = None,  # shares the images among its processes
     loss: Callable = cross_entropy_terms,  # scores, target -> (total, weight)
+    refine: Callable | None = None,  # image, probabilities (classes, h, w) -> probabilities, such as `dense_crf`
 ) -> dict:
     """Mean loss, confusion matrix and the scores from it over a whole data set, void left out.
 
@@ -187,6 +198,7 @@ def evaluate(
     for i in range(rank, len(dataset), world):
         image, label = dataset[i]
         scores = image_scores(network, image, size)
+        if refine: scores = refine(image, scores[0].softmax(0).cpu())[None].clamp(min=1e-5).log()
         target = torch.from_numpy(label[None].astype(np.int64)).to(scores.device)
         sums += torch.stack([t.double().cpu() for t in loss(scores, target)])
         matrix.update(class_maximum(scores.cpu()), label[None])

@@ -1,6 +1,7 @@
 "The command line as a user calls it: in processes of its own, with exit codes and messages."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,54 @@ def test_predict_writes_masks_and_overlays(run, scene, tmp_path, extra):
     assert mask.mode == "P" and mask.size == (96, 64) and np.asarray(mask).max() < len(CAMVID)
     assert (tmp_path / "out/overlays/scene.jpg").is_file()
     assert (tmp_path / "out/probabilities").exists() == ("--probabilities" in extra)
+
+
+def test_a_crf_refines_what_is_predicted_and_scored(run, scene, tmp_path):
+    "Predicted with --crf is predicted and then refined; parameters in the run's settings are used and written down."
+    from semseg_course.crf import Kernel, dense_crf
+    kernels = [dict(compat=2, sxy=2), dict(compat=4, sxy=15, srgb=20)]
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    settings = json.loads((mine / "settings.json").read_text())
+    (mine / "settings.json").write_text(json.dumps(settings | dict(crf=dict(kernels=kernels, iterations=3))))
+    def predicted(folder, *extra):
+        call("predict", folder, scene, "--out", tmp_path / "out", "--probabilities", *extra)
+        return np.load(tmp_path / "out/probabilities/scene.npy").astype(np.float32)
+    p, image = predicted(run), np.asarray(Image.open(scene))
+    usual = dense_crf(image, p / p.sum(0))
+    chosen = dense_crf(image, p / p.sum(0), kernels=[Kernel(**k) for k in kernels], iterations=3)
+    assert np.abs(usual - chosen).mean() > 0.01 < np.abs(usual - p).mean()
+    for folder, expected, iterations in ((run, usual, 5), (mine, chosen, 3)):
+        assert np.abs(predicted(folder, "--crf") - expected).mean() < 1e-3  # probabilities are kept in half precision
+        call("test", folder, "--out", tmp_path, "--crf")
+        kept = json.loads((tmp_path / "test_crf.json").read_text())["crf"]
+        assert kept["iterations"] == iterations
+        assert kept["kernels"] == (kernels if folder == mine else [dict(compat=3, sxy=3), dict(compat=10, sxy=80, srgb=13)])
+    call("test", run, "--out", tmp_path)
+    assert json.loads((tmp_path / "test.json").read_text())["crf"] is None
+
+
+def test_a_crf_is_chosen_on_training_images_and_kept(run, tmp_path):
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    before = json.loads((mine / "settings.json").read_text())
+    assert "training images" in call("tune-crf", mine, "--images", 2, "--evaluations", 4)
+    after = json.loads((mine / "settings.json").read_text())
+    assert {name: after[name] for name in before} == before and set(after) == {*before, "crf"}
+    assert "mean IoU" in call("validate", mine, "--crf")
+    assert "must be the folder of a run" in call("tune-crf", "camvid_enet", code=2)
+
+
+@pytest.mark.parametrize("crf, message", [
+    (dict(kernel=[]), "settings of a CRF are kernels, iterations, normalization; got kernel"),
+    (dict(kernels=[dict(compat=3, sxy=-1)]), "sxy must be one positive number or 2; got -1"),
+    (dict(kernels=[dict(sxy=1)]), "kernels must be a list of"), (dict(normalization="all"), "normalization must be one of")])
+def test_bad_settings_of_a_crf_are_named(run, scene, tmp_path, crf, message):
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    settings = json.loads((mine / "settings.json").read_text())
+    (mine / "settings.json").write_text(json.dumps(settings | dict(crf=crf)))
+    assert message in call("predict", mine, scene, "--out", tmp_path / "out", "--crf", code=2)
 
 
 def test_eyes_are_drawn_data_too(tmp_path):

@@ -37,6 +37,9 @@ from .losses import cross_entropy_terms
 from .metrics import ConfusionMatrix, class_maximum, iou, mean_accuracy, mean_iou, pixel_accuracy
 from .profiles import read_json
 
+# These functions have the group of their import as a default. Loaded later, by PyTorch, they would keep ours for ever.
+if distributed.is_available(): import torch.distributed.nn  # noqa: F401
+
 # %% ../nbs/06_training.ipynb #9bfc7e8a
 def constant(progress: float) -> float:
     "No change: 1 throughout."
@@ -73,9 +76,12 @@ def parameter_groups(
             dict(params=[p for p in parameters if p.ndim <= 1], weight_decay=0.0)]
 
 # %% ../nbs/06_training.ipynb #2c2d9930
-def _end_processes():
+def _in_group() -> bool: return distributed.is_available() and distributed.is_initialized()
+
+
+def _end_group():
     "Leave the process group, and wait for its threads."
-    if distributed.is_initialized(): distributed.destroy_process_group()
+    if _in_group(): distributed.destroy_process_group()
     gc.collect()  # the threads stop with the group's last user, and a wrapped network may be part of a circle
 
 # %% ../nbs/06_training.ipynb #3b34d461
@@ -92,9 +98,9 @@ def make_accelerator(
     if mixed_precision not in PRECISIONS:
         raise ValueError(f"mixed_precision must be {', '.join(PRECISIONS)}; got {mixed_precision!r}.")
     AcceleratorState._reset_state(reset_partial_state=False)
-    callers = distributed.is_available() and distributed.is_initialized()
+    callers = _in_group()
     accelerator = Accelerator(mixed_precision=mixed_precision)
-    if accelerator.use_distributed and not callers: atexit.register(_end_processes)
+    if _in_group() and not callers: atexit.register(_end_group)
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU, its gradients must be scaled there; use bf16 on a CPU.")
     return accelerator

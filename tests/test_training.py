@@ -147,7 +147,18 @@ def test_killed_at_any_moment_it_resumes_the_same(tmp_path):
     assert [r["miou"] for r in history] == [r["miou"] for r in whole]
 
 
-PROCESS = """
+ENDING = """
+import atexit, os, torch
+from pathlib import Path
+
+def at_the_end():  # of Python: registered first, called last
+    threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]  # none where there is no such folder
+    state = [torch.distributed.is_initialized(), any("gloo" in name for name in threads)]
+    Path({ending!r} + os.environ.get("RANK", "")).write_text(str(state))
+
+atexit.register(at_the_end)
+"""
+PROCESS = ENDING + """
 import json, sys; sys.path.insert(0, {tests!r})
 import torch; torch.set_num_threads(1)
 from test_training import train
@@ -158,18 +169,35 @@ if int(os.environ.get("RANK", 0)) == 0:
 """
 
 
+def launch(folder, processes, code):
+    program = folder / "program.py"
+    program.write_text(code)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run([*launcher, str(program)], env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_two_processes_give_what_one_gives(tmp_path):
-    program = tmp_path / "program.py"
     results = []
     for processes in (1, 2):
-        out = tmp_path / f"{processes}.json"
-        program.write_text(PROCESS.format(tests=str(Path(__file__).parent), out=str(out)))
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        done = subprocess.run([*launch, str(program)], env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-                              capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        out, ending = tmp_path / f"{processes}.json", tmp_path / f"ending-{processes}-"
+        launch(tmp_path, processes, PROCESS.format(tests=str(Path(__file__).parent), out=str(out), ending=str(ending)))
         results.append(json.loads(out.read_text()))
+        for rank in range(processes): assert Path(f"{ending}{rank}").read_text() == "[False, False]"
     assert np.allclose(results[0], results[1], rtol=1e-4), results
+
+
+GROUP_OF_THE_CALLER = ENDING + """
+from semseg_course.training import make_accelerator
+torch.distributed.init_process_group("gloo")
+assert make_accelerator().num_processes == 2
+"""
+
+
+def test_a_group_that_the_caller_started_is_left_to_the_caller(tmp_path):
+    launch(tmp_path, 2, GROUP_OF_THE_CALLER.format(ending=str(tmp_path / "ending")))
+    for rank in range(2): assert (tmp_path / f"ending{rank}").read_text().startswith("[True")
 
 
 def test_batch_norm_on_two_cpu_processes_is_refused(tmp_path):

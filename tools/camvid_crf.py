@@ -61,12 +61,13 @@ def searched(network, options: dict, images: int, evaluations: int, seed: int) -
     "The best settings on training images spread evenly over their set, and the record of the search."
     start, dataset = time.perf_counter(), open_data(options, "train")
     chosen = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, images)})
-    pairs = [dataset[i] for i in chosen]
-    found = search_crf([image for image, _ in pairs], [probabilities(network, image, size_for(options)) for image, _ in pairs],
-                       [label for _, label in pairs], len(dataset.classes), evaluations=evaluations, seed=seed)
+    images, labels = zip(*(dataset[i] for i in chosen))
+    beliefs = [probabilities(network, image, size_for(options)) for image in images]
+    found = search_crf(images, beliefs, labels, len(dataset.classes), evaluations=evaluations, seed=seed)
     names = [dataset.names[i] if hasattr(dataset, "names") else i for i in chosen]
-    return found.values, dict(images=names, split="train", note=NOTE, evaluations=len(found.tried), seed=seed,
-                              miou=found.miou, values=found.values, tried=found.tried, seconds=time.perf_counter() - start)
+    about = dict(images=names, split="train", note=NOTE, evaluations=len(found.tried), seed=seed, miou=found.miou)
+    seconds = round(time.perf_counter() - start, 2)
+    return found.values, dict(about, values=found.values, tried=found.tried, seconds=seconds)
 
 
 def measure(run: Path, images: int, evaluations: int, seed: int, limit: int) -> dict:
@@ -82,8 +83,9 @@ def measure(run: Path, images: int, evaluations: int, seed: int, limit: int) -> 
         p = probabilities(network, image, size_for(options))
         for way, score in scores.items(): score.add(image, p, label, crf_settings(**ways[way]))
     rows = {way: dict(values=ways[way], **score.figures(classes.names)) for way, score in scores.items()}
-    return dict(data=options["data"], model=options["model"], split="val", images=count, size=list(dataset[0][1].shape),
-                threads=torch.get_num_threads(), search=search, rows=rows, seconds=round(time.perf_counter() - start, 2))
+    about = dict(data=options["data"], model=options["model"], width=options["width"], split="val", images=count)
+    return about | dict(size=list(dataset[0][1].shape), threads=torch.get_num_threads(), search=search, rows=rows,
+                        seconds=round(time.perf_counter() - start, 2))
 
 
 def before(name: str, folder: Path) -> dict:
@@ -116,7 +118,8 @@ def main():
                if key not in ("runs", "folder") and value != parser.get_default(key)]
     for run in arguments.runs:
         figures = measure(run, arguments.search_images, arguments.evaluations, arguments.seed, arguments.limit)
-        path = keep(arguments.name, folder, before(arguments.name, folder) | {run.name: figures}, arguments.seed, options)
+        runs = before(arguments.name, folder) | {run.name: figures}
+        path = keep(arguments.name, folder, runs, arguments.seed, options)
         scores = ", ".join(f"{way} {row['miou']:.4f}" for way, row in figures["rows"].items())
         print(f"{run.name}: mIoU {scores}; {figures['seconds']:.0f} s; wrote {path}", flush=True)
 

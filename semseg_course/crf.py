@@ -112,7 +112,8 @@ def normalized(
     Pixels outside the mask neither send nor receive.
     Paper: Krähenbühl and Koltun 2013 and their code.
     """
-    if how not in NORMALIZATIONS: raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {how!r}.")
+    if how not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {how!r}.")
     total = (filter.filter if isinstance(filter, Lattice) else filter)(mask) + 1e-20
     before, after = (total**-power * mask for power in NORMALIZATIONS[how])
     if isinstance(filter, Lattice): return filter.scaled(before, after).filter
@@ -139,19 +140,23 @@ def _compatibility(compat, classes, like):
 # %% ../nbs/15_dense_crf.ipynb #f0588ccd
 def _checked(image, probabilities, mask, iterations):
     "Image uint8 (n, h, w, 3), probabilities (n, classes, h, w) and mask (n, h, w), or an error that names the fault."
-    if isinstance(image, np.ndarray) and not image.flags.writeable: image = image.copy()
-    image, p = torch.as_tensor(image), torch.as_tensor(probabilities)
+    for_torch = lambda x: x.copy() if isinstance(x, np.ndarray) and not (x.flags.writeable and x.flags.c_contiguous) else x
+    image, p, mask = (for_torch(x) for x in (image, probabilities, mask))
+    image, p = torch.as_tensor(image), torch.as_tensor(p)
     if p.ndim == 3: image, p, mask = image[None], p[None], None if mask is None else torch.as_tensor(mask)[None]
     if p.ndim != 4 or not p.is_floating_point() or 0 in p.shape:
         raise ValueError("probabilities must be floats (classes, h, w) or (n, classes, h, w); "
                          f"got {p.dtype} {tuple(p.shape)}.")
     n, _, h, w = p.shape
     if image.dtype != torch.uint8:
-        cure = "Multiply it by 255 and round." if image.is_floating_point() and image.max() <= 1 else "Round it to uint8."
-        raise ValueError(f"image must be uint8, 0 to 255; got {image.dtype}, {image.min():g} to {image.max():g}. {cure}")
+        unit = image.is_floating_point() and image.max() <= 1
+        cure = "Multiply it by 255 and round." if unit else "Round it to uint8."
+        raise ValueError("image must be uint8, 0 to 255; "
+                         f"got {image.dtype}, {image.min():g} to {image.max():g}. {cure}")
     if image.shape != (n, h, w, 3):
         raise ValueError(f"image must be ({n}, {h}, {w}, 3), as large as the probabilities; got {tuple(image.shape)}.")
-    mask = torch.ones(n, h, w, dtype=torch.bool, device=p.device) if mask is None else torch.as_tensor(mask).to(p.device)
+    mask = torch.ones(n, h, w, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
+    mask = mask.to(p.device)
     if mask.dtype != torch.bool or mask.shape != (n, h, w):
         raise ValueError(f"mask must be bool ({n}, {h}, {w}); got {mask.dtype} {tuple(mask.shape)}.")
     if iterations < 0: raise ValueError(f"iterations must be 0 or more; got {iterations}.")
@@ -168,8 +173,8 @@ def _one_crf(image, probabilities, mask, kernels, iterations, normalization, exa
     p = probabilities.flatten(1).T.contiguous().to(torch.float64 if exact else torch.float32)  # h * w, classes
     here = mask.view(-1, 1).to(p)
     unary = unary_energy(torch.where(mask.view(-1, 1), p, 1 / classes) if not mask.all() else p)
-    terms = [(normalized(_gaussian(kernel, image, exact), here, normalization), _compatibility(kernel.compat, classes, p))
-             for kernel in kernels]
+    filters = [normalized(_gaussian(kernel, image, exact), here, normalization) for kernel in kernels]
+    terms = [(f, _compatibility(kernel.compat, classes, p)) for f, kernel in zip(filters, kernels)]
     q = _softmax(-unary)
     for _ in range(iterations): q = mean_field_step(q, unary, terms)
     return torch.where(mask, q.T.reshape(classes, h, w).to(probabilities), probabilities)
@@ -222,5 +227,6 @@ def crf_from_json(
     settings |= kept
     try: kernels = [k if isinstance(k, Kernel) else Kernel(**k) for k in settings["kernels"]]
     except TypeError as error:
-        raise ValueError(f"kernels must be a list of such as {{'compat': 10, 'sxy': 80, 'srgb': 13}}; {error}.") from None
+        raise ValueError("kernels must be a list of such as {'compat': 10, 'sxy': 80, 'srgb': 13}; "
+                         f"{error}.") from None
     return settings | dict(kernels=tuple(kernels))

@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 import torch
-from crf_speed import SIZE, authors, scene, with_classes
+from crf_reference import authors
+from crf_speed import SIZE, scene, with_classes
 
 from semseg_course.crf import KERNELS, dense_crf, mean_field_step, normalized, unary_energy
 from semseg_course.data.datasets import find_camvid

@@ -12,17 +12,15 @@ import time
 
 import numpy as np
 import torch
+from crf_reference import authors
 
-from semseg_course.crf import KERNELS, dense_crf
+from semseg_course.crf import dense_crf
 from semseg_course.data.batches import to_input
 from semseg_course.data.datasets import CamVid, find_camvid
 from semseg_course.data.toy_streets import ToyStreets
 from semseg_course.prediction import inference
 from semseg_course.profiles import write_result
 from semseg_course.zoo import pretrained
-
-try: import pydensecrf.densecrf as reference
-except ImportError: raise SystemExit("pydensecrf is missing: pip install pydensecrf2") from None
 
 SEED, ROUNDS, THREADS, SIZE = 0, 7, 2, (360, 480)
 
@@ -40,16 +38,6 @@ def with_classes(probabilities: np.ndarray, classes: int) -> np.ndarray:
     more = np.full((max(0, classes - len(probabilities)), *probabilities.shape[1:]), 1e-3, np.float32)
     p = np.concatenate([probabilities[:classes], more])
     return np.ascontiguousarray(p / p.sum(0))
-
-
-def authors(image: np.ndarray, probabilities: np.ndarray, iterations: int) -> np.ndarray:
-    "What pydensecrf makes of the same, by the same parameters."
-    classes, h, w = probabilities.shape
-    crf = reference.DenseCRF2D(w, h, classes)
-    crf.setUnaryEnergy(-np.log(np.clip(probabilities, 1e-5, 1)).reshape(classes, -1))
-    crf.addPairwiseGaussian(sxy=KERNELS[0].sxy, compat=KERNELS[0].compat)
-    crf.addPairwiseBilateral(sxy=KERNELS[1].sxy, srgb=KERNELS[1].srgb, rgbim=image, compat=KERNELS[1].compat)
-    return np.array(crf.inference(iterations)).reshape(classes, h, w)
 
 
 def in_turns(functions: dict, rounds: int) -> dict[str, tuple[float, float]]:

@@ -179,7 +179,8 @@ class Lattice:
     ):
         features, _ = _tensors(features, torch.as_tensor(features))
         if not features.isfinite().all(): raise ValueError("features must be finite; got nan or inf.")
-        elevated = elevation(features.shape[1]).to(features) @ features.T
+        columns = elevation(features.shape[1]).to(features).T
+        elevated = sum(column[:, None] * x for column, x in zip(columns, features.T))  # bit by bit alike on any threads
         corner, rank = enclosing_simplex(elevated)
         self.weights = barycentric(elevated, corner, rank)
         keys, strides, box = vertex_keys(corner, rank)

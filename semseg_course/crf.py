@@ -140,8 +140,8 @@ def _compatibility(compat, classes, like):
 # %% ../nbs/15_dense_crf.ipynb #f0588ccd
 def _checked(image, probabilities, mask, iterations):
     "Image uint8 (n, h, w, 3), probabilities (n, classes, h, w) and mask (n, h, w), or an error that names the fault."
-    for_torch = lambda x: x.copy() if isinstance(x, np.ndarray) and not (x.flags.writeable and x.flags.c_contiguous) else x
-    image, p, mask = (for_torch(x) for x in (image, probabilities, mask))
+    fits = lambda x: not isinstance(x, np.ndarray) or x.flags.writeable and x.flags.c_contiguous
+    image, p, mask = (x if fits(x) else x.copy() for x in (image, probabilities, mask))  # else torch warns or fails
     image, p = torch.as_tensor(image), torch.as_tensor(p)
     if p.ndim == 3: image, p, mask = image[None], p[None], None if mask is None else torch.as_tensor(mask)[None]
     if p.ndim != 4 or not p.is_floating_point() or 0 in p.shape:

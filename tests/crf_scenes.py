@@ -17,7 +17,7 @@ def box(x: np.ndarray, reach: int) -> np.ndarray:
 
 
 def probabilities(label: np.ndarray, classes: int, seed: int, reach: int = 6, doubt: float = 0.4) -> np.ndarray:
-    "Blurred one-hot labels, mixed with smooth random doubt: float32 (classes, h, w); classes beyond the label's are rare."
+    "Blurred one-hot labels and smooth random doubt, float32 (classes, h, w); classes beyond the label's are rare."
     h, w = label.shape
     names = np.where(label == VOID, 0, label)
     p = box(box((names == np.arange(classes)[:, None, None]).astype(np.float64), reach), reach // 2)

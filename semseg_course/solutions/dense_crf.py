@@ -113,8 +113,8 @@ exercises = {
                "Position and colour are multiplied, not added: both must be near.": _sum_of_two}),
     "energy": Exercise(
         title="The energy of a labelling",
-        question="`labels` (n,) holds whole numbers, `unary` (n, classes) energies, `pairs` (n, n) what a pair of pixels "
-                 "costs if its labels differ. Return the energy of the labelling as a float.",
+        question="`labels` (n,) holds whole numbers, `unary` (n, classes) energies, `pairs` (n, n) what a pair of "
+                 "pixels costs if its labels differ. Return the energy of the labelling as a float.",
         hint="`np.triu(matrix, 1)` is the part above the diagonal.",
         solution=gibbs_energy, tries=[(labels, unary, pairs) for labels, unary, pairs, _ in _scenes],
         wrong={"Each pair counts once.": _each_pair_twice,
@@ -123,7 +123,8 @@ exercises = {
     "update": Exercise(
         title="One update of one pixel",
         question="`q` (n, classes) holds the distributions of all pixels, `unary` their energies, `pairs` (n, n) the "
-                 "Potts costs. Return the distribution (classes,) that mean field gives pixel `i` while the others stay.",
+                 "Potts costs. Return the distribution (classes,) that mean field gives pixel `i` while the others "
+                 "stay.",
         hint="The cost of a label from pixel j is `pairs[i, j]` times the probability that j has another one.",
         solution=update_pixel,
         tries=[(q, i, unary, pairs) for _, unary, pairs, q in _scenes for i in (0, len(q) - 1)],

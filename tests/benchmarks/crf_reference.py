@@ -32,7 +32,8 @@ def authors(image: np.ndarray, probabilities: np.ndarray, iterations: int = 5) -
 
 def checksum(image: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     "A few numbers that tell whether scenes are still drawn as when the reference was made."
-    return np.array([image.astype(np.int64).sum(), *np.round(probabilities[:, ::60, ::80].astype(np.float64).ravel()[:20], 4)])
+    some = probabilities[:, ::60, ::80].astype(np.float64).ravel()[:20]
+    return np.array([image.astype(np.int64).sum(), *np.round(some, 4)])
 
 
 def main():

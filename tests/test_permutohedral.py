@@ -342,7 +342,6 @@ def test_the_same_bits_again_and_with_two_threads(threads):
         first, second = Lattice(features), Lattice(features)
         answers[count] = first.filter(values)
         assert torch.equal(answers[count], second.filter(values)) and torch.equal(first.keys, second.keys)
+    assert torch.equal(answers[1], answers[2])
     threads(1)  # a lattice that was built with two threads
-    assert torch.equal(first.filter(values), answers[2])
     assert torch.equal(first.filter(values, reverse=True), second.filter(values, reverse=True))
-    assert (answers[1] - answers[2]).abs().max() < 1e-4 * answers[1].abs().max()  # positions may differ in the last bit

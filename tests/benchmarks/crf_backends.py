@@ -18,7 +18,8 @@ from semseg_course.crf import KERNELS
 from semseg_course.permutohedral import Lattice
 from semseg_course.profiles import write_result
 
-try: from numba import njit, prange
+try:
+    from numba import njit, prange
 except ImportError: raise SystemExit("numba is missing: pip install numba") from None
 
 ROUNDS, THREADS = 5, 2

@@ -543,12 +543,12 @@ def chapters(
     parameter: Annotated[Optional[list[str]], typer.Option(help="NAME=VALUE; wins over the profile.")] = None,
 ):
     "Execute chapters and keep them under _runs/PROFILE."
-    from semseg_course.profiles import _value, run_chapters
+    from semseg_course.profiles import parse_value, run_chapters
     changes = {}
     for text in parameter or []:
         key, equals, value = text.partition("=")
         if not equals: raise ValueError(f"--parameter must be NAME=VALUE, got {text!r}.")
-        changes[key] = _value(value)
+        changes[key] = parse_value(value)
     if not run_chapters(names or [], profile, say=typer.echo, changes=changes): raise typer.Exit(1)
 
 

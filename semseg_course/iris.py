@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .data.datasets import _pictures, read_image
+from .data.datasets import pictures_by_stem, read_image
 from .data.toy_eyes import EYES
 from .metrics import class_maximum, confusion_matrix, iou
 
@@ -72,7 +72,7 @@ def convert_masks(
     Raises: ValueError for an `iris` other than 0 and 255, and naming a file with other values, such as a JPEG."""
     if iris not in (0, 255): raise ValueError(f"iris must be 0 (black, as in NICE.I) or 255 (white); got {iris!r}.")
     Path(out).mkdir(parents=True, exist_ok=True)
-    found = _pictures(Path(masks))
+    found = pictures_by_stem(masks)
     for stem, path in found.items():
         mask = read_image(path)
         grey = np.setdiff1d(mask, (0, 255))

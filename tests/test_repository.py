@@ -27,7 +27,7 @@ import make_book  # noqa: E402
 import write_exercises  # noqa: E402
 import write_readme  # noqa: E402
 
-from semseg_course.profiles import _value, declared_parameters  # noqa: E402
+from semseg_course.profiles import declared_parameters, parse_value  # noqa: E402
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 TWINS = [p for p in NOTEBOOKS if p.parent == ROOT / "nbs/tf"]
@@ -214,7 +214,7 @@ def test_a_twin_and_its_chapter_link_each_other(path):
 def settings():
     parser = configparser.ConfigParser(inline_comment_prefixes="#")
     parser.read(ROOT / "settings.ini")
-    return {name: {key: _value(text) for key, text in parser[name].items()} for name in parser.sections()}
+    return {name: {key: parse_value(text) for key, text in parser[name].items()} for name in parser.sections()}
 
 
 def test_profiles_name_known_chapters_and_parameters():
@@ -229,7 +229,7 @@ def test_profiles_name_known_chapters_and_parameters():
 
 @each_chapter
 def test_parameters_cell_stands_at_the_colab_profile(path):
-    declared = {name: _value(text) for name, text in declared_parameters(path).items()}
+    declared = {name: parse_value(text) for name, text in declared_parameters(path).items()}
     wanted = {k: v for k, v in settings()["colab"].items() if k in declared} | settings().get(f"colab.{NAMES[path]}", {})
     assert {name: declared[name] for name in wanted} == wanted
 

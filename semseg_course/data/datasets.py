@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'STRAY', 'find_camvid', 'mini_camvid', 'read_image', 'id_table', 'read_label', 'colours_to_ids',
-           'convert_colour_labels', 'pair_files', 'pair_size', 'LabelledImages', 'CamVid', 'camvid_splits',
-           'ImageLabelFolder', 'check_dataset']
+           'pictures_by_stem', 'convert_colour_labels', 'pair_files', 'pair_size', 'LabelledImages', 'CamVid',
+           'camvid_splits', 'ImageLabelFolder', 'check_dataset']
 
 # %% ../../nbs/04_datasets.ipynb #a73279e2
 import os
@@ -168,8 +168,14 @@ def colours_to_ids(
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    "The pictures of a folder, by stem."
+def pictures_by_stem(
+    folder: str | Path,
+) -> dict[str, Path]:  # stem -> file, in the order of the names
+    """The pictures of a folder, by their names without the ending; other files and hidden ones are passed over.
+
+    Raises: FileNotFoundError where there is no such folder; ValueError for two pictures of one stem.
+    """
+    folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; expected one with pictures. Check the path.")
     found = {}
@@ -189,7 +195,7 @@ def convert_colour_labels(
 ) -> int:  # how many were written
     "Convert a folder of labels in colours to palette PNG files, whose values are ids and void 255."
     Path(out).mkdir(parents=True, exist_ok=True)
-    found = _pictures(Path(labels))
+    found = pictures_by_stem(labels)
     for stem, path in found.items():
         try: label = Image.fromarray(colours_to_ids(read_image(path), classes))
         except ValueError as fault: raise ValueError(f"{path}: {fault}") from None
@@ -206,7 +212,7 @@ def pair_files(
     """Match images with labels of the same stem.
 
     Raises: FileNotFoundError for missing partners or folders; ValueError for none at all or two of one stem."""
-    found = {"image": _pictures(Path(images)), "label": _pictures(Path(labels))}
+    found = {"image": pictures_by_stem(images), "label": pictures_by_stem(labels)}
     names = sorted(found["image"].keys() | found["label"].keys()) if names is None else list(names)
     if not names: raise ValueError(f"{images} has no pairs; expected at least one image with a label, got an empty "
                                    "split. Check the folders, their endings and the list of names.")

@@ -17,7 +17,7 @@ import numpy as np
 
 from .labels import ClassTable
 from .sprites import Dice, smooth_noise
-from .toy_streets import _checked, expose, soften
+from .toy_streets import checked_arguments, expose, soften
 
 # %% ../../nbs/13c_eyes.ipynb #8f499264
 EYES = ClassTable(("Other", "Iris"), ((82, 72, 78), (70, 170, 220)))
@@ -424,7 +424,7 @@ class ToyEyes:
         seed: int = 0,  # another seed, other eyes
         difficulty: float = 0.5,  # 0 (open, sharp, looking at us) to 1 (half shut, aside, blurred, reflections)
     ):
-        self.size, self.count, self.seed, self.difficulty = _checked(size, count, seed, difficulty)
+        self.size, self.count, self.seed, self.difficulty = checked_arguments(size, count, seed, difficulty)
 
     @property
     def classes(self) -> ClassTable:

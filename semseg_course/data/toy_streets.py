@@ -8,7 +8,7 @@ __all__ = ['GROUND', 'KIND', 'REACH', 'CELLS', 'PUT', 'SHADOWS', 'SMALLEST', 'cr
            'paint_lots', 'paint_backdrop', 'Thing', 'put_tree', 'put_lamp', 'put_sign', 'put_signal', 'put_bollards',
            'put_car', 'dressed', 'put_person', 'put_cyclist', 'put_clutter', 'along', 'plan_things', 'develop',
            'average', 'soften', 'expose', 'borders', 'annotate', 'Street', 'plan_street', 'paint_bonnet',
-           'paint_street', 'Scene', 'choose_light', 'set_up', 'render', 'ToyStreets']
+           'paint_street', 'Scene', 'choose_light', 'set_up', 'render', 'checked_arguments', 'ToyStreets']
 
 # %% ../../nbs/03_toy_streets.ipynb #63cb80c4
 from collections.abc import Iterator
@@ -546,7 +546,16 @@ def _whole(name, value, least):
     return int(value)
 
 # %% ../../nbs/03_toy_streets.ipynb #e25f5c3f
-def _checked(size, count, seed, difficulty):
+def checked_arguments(
+    size: tuple[int, int],  # height and width in pixels, at least 32
+    count: int,  # scenes
+    seed: int,  # not negative
+    difficulty: float,  # 0 (easy) to 1 (hard)
+) -> tuple:  # the same four, with plain numbers
+    """The arguments of a drawn data set, when they can work.
+
+    Raises: ValueError naming the one that cannot.
+    """
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise ValueError(f"size must be (height, width) in pixels; got {size!r}. Pass for example size=(96, 128).")
     size = tuple(_whole(f"size[{i}]", side, SMALLEST) for i, side in enumerate(size))
@@ -569,7 +578,7 @@ class ToyStreets:
         seed: int = 0,  # another seed, other streets
         difficulty: float = 0.5,  # 0 (bright, clean, quiet) to 1 (haze, noise, dusk, crowds)
     ):
-        self.size, self.count, self.seed, self.difficulty = _checked(size, count, seed, difficulty)
+        self.size, self.count, self.seed, self.difficulty = checked_arguments(size, count, seed, difficulty)
 
     @property
     def classes(self) -> ClassTable:

@@ -11,38 +11,25 @@ from semseg_course.models.deconvnet import DeconvNet, WindowTransposed2d
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest runs with import mode importlib
 from fingerprint import differs, fill, scores_of  # noqa: E402
+from twins import count, filled, on_meta  # noqa: E402
 
 NETWORKS = json.loads((Path(__file__).parent / "data" / "networks.json").read_text("utf-8"))
+pytestmark = pytest.mark.usefixtures("seeded")
 SMALL = dict(width=1 / 16, window=3)
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-    with torch.no_grad(): yield
-
-
-def on_meta(*args, **settings):
-    "A network with shapes and without numbers."
-    with torch.device("meta"): return DeconvNet(*args, **settings)
-
-
-def count(network): return sum(p.numel() for p in network.parameters())
 
 
 def test_fingerprint():
     reference = NETWORKS["deconvnet_vgg16"]
-    network = fill(on_meta(reference["classes"]).double().to_empty(device="cpu"))
-    assert not differs(scores_of(network, reference["size"]), reference)
+    assert not differs(scores_of(filled(DeconvNet, reference["classes"]), reference["size"]), reference)
 
 
 @pytest.mark.parametrize("classes, parameters", [(21, 251_805_653), (12, 251_805_068), (11, 251_805_003)])
 def test_parameters_of_the_released_net(classes, parameters):
-    assert count(on_meta(classes)) == parameters  # 65 a class: 64 weights and a bias
+    assert count(on_meta(DeconvNet, classes)) == parameters  # 65 a class: 64 weights and a bias
 
 
 def test_layers_are_numbered_as_in_the_official_vgg_with_norm():
-    names = on_meta(2).state_dict()
+    names = on_meta(DeconvNet, 2).state_dict()
     assert [n for n in names if n.startswith("classifier") and n.endswith("weight") and names[n].ndim == 4] == [
         "classifier.0.weight", "classifier.3.weight"]
     assert "features.40.weight" in names and "features.43.weight" not in names
@@ -82,7 +69,7 @@ def test_unpooling_goes_back_to_the_places_of_the_maxima():
 def test_images_that_are_too_small(size):
     with pytest.raises(ValueError, match=f"at least 96x96.*got {size[0]}x{size[1]}.*smaller window"):
         DeconvNet(2, **SMALL)(torch.zeros(2, 3, *size))
-    with pytest.raises(ValueError, match="at least 224x224"): on_meta(2)(torch.zeros(1, 3, 223, 300, device="meta"))
+    with pytest.raises(ValueError, match="at least 224x224"): on_meta(DeconvNet, 2)(torch.zeros(1, 3, 223, 300, device="meta"))
 
 
 def test_a_single_vector_cannot_be_normed_in_training():

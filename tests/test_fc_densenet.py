@@ -13,6 +13,7 @@ from semseg_course.models.fc_densenet import DenseBlock, FCDenseNet
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest runs with import mode importlib
 from fingerprint import differs, fill, image, sample  # noqa: E402
+from twins import count, filled, on_meta  # noqa: E402
 
 NETWORKS = json.loads((Path(__file__).parent / "data" / "networks.json").read_text())
 SMALL = dict(layers=(2, 3, 2), width=0.25)
@@ -24,15 +25,10 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def on_meta(*args, **settings):
-    "A network with shapes and without numbers."
-    with torch.device("meta"): return FCDenseNet(*args, **settings)
-
-
 @pytest.mark.parametrize("depth", (56, 67, 103))
 def test_fingerprint(depth):
     theirs = NETWORKS[f"fc_densenet{depth}"]
-    network = fill(on_meta(12, depth).double().to_empty(device="cpu")).eval()
+    network = filled(FCDenseNet, 12, depth).eval()
     with torch.no_grad(): scores = network(image(theirs["size"])).log_softmax(1)  # the reference ends with one
     assert not differs(dict(params=sum(p.numel() for p in network.parameters()), **sample(scores)), theirs)
 
@@ -40,13 +36,12 @@ def test_fingerprint(depth):
 @pytest.mark.parametrize("depth, at_12, at_11", (
     (56, 1_376_988, 1_376_795), (67, 3_463_532, 3_463_243), (103, 9_322_348, 9_322_091)))
 def test_parameters(depth, at_12, at_11):
-    for classes, count in ((12, at_12), (11, at_11)):
-        assert sum(p.numel() for p in on_meta(classes, depth).parameters()) == count
+    for classes, parameters in ((12, at_12), (11, at_11)): assert count(on_meta(FCDenseNet, classes, depth)) == parameters
 
 
 @pytest.mark.parametrize("depth", (56, 67, 103))
 def test_the_name_counts_the_convolutions(depth):
-    assert sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in on_meta(2, depth).modules()) == depth
+    assert sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in on_meta(FCDenseNet, 2, depth).modules()) == depth
 
 
 @pytest.mark.parametrize("size", ((4, 4), (5, 7), (33, 4), (37, 53)))
@@ -187,5 +182,5 @@ def test_errors(settings, message):
 
 def test_images_that_are_pooled_away():
     small = torch.zeros(1, 3, 32, 31)
-    with pytest.raises(ValueError, match=r"at least 32x32, 5 pools .* got \(32, 31\)"): on_meta(2)(small)
+    with pytest.raises(ValueError, match=r"at least 32x32, 5 pools .* got \(32, 31\)"): on_meta(FCDenseNet, 2)(small)
     with pytest.raises(ValueError, match="two places at least"): FCDenseNet(2, width=1 / 8)(torch.zeros(1, 3, 32, 32))

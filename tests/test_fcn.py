@@ -9,21 +9,12 @@ import torch
 from semseg_course.models.fcn import FCN, SCALES, STRIDES, crop_and_add, next_stage
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest runs with import mode importlib
-from fingerprint import differs, fill, scores_of, uniform  # noqa: E402
+from fingerprint import differs, scores_of, uniform  # noqa: E402
+from twins import count, filled, on_meta  # noqa: E402
 
 NETWORKS = json.loads((Path(__file__).parent / "data" / "networks.json").read_text())
+pytestmark = pytest.mark.usefixtures("seeded")
 SMALL = dict(width=1 / 16)
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-    with torch.no_grad(): yield
-
-
-def on_meta(*args, **settings):
-    "A network with shapes and without numbers."
-    with torch.device("meta"): return FCN(*args, **settings)
 
 
 def spoken(network):
@@ -32,20 +23,15 @@ def spoken(network):
     return network.eval()
 
 
-def filled(stride):
-    "At full width in double precision, filled by the rule of the fingerprints."
-    return fill(on_meta(12, stride, form="authors").double().to_empty(device="cpu"))
-
-
 @pytest.mark.parametrize("name, stride", [("fcn32s_vgg16", 32), ("fcn16s_vgg16", 16)])
 def test_fingerprint(name, stride):
-    assert not differs(scores_of(filled(stride), NETWORKS[name]["size"]), NETWORKS[name])
+    assert not differs(scores_of(filled(FCN, 12, stride, form="authors"), NETWORKS[name]["size"]), NETWORKS[name])
 
 
 def test_fingerprint_of_8s_in_stages_and_at_once():
-    network = filled(8)
+    network = filled(FCN, 12, 8, form="authors")
     assert not differs(scores_of(network, (96, 128)), NETWORKS["fcn8s_vgg16"])
-    network.scales = on_meta(12, at_once=True).scales  # the only difference; one filled network is enough
+    network.scales = on_meta(FCN, 12, at_once=True).scales  # the only difference; one filled network is enough
     assert network.scales == SCALES
     assert not differs(scores_of(network, (96, 128)), NETWORKS["fcn8s_atonce_vgg16"])
 
@@ -65,16 +51,16 @@ def test_rule_is_the_same_in_blocks():
     finally: fingerprint.BLOCK = before
 
 
-@pytest.mark.parametrize("stride, count", [(32, 136_152_917), (16, 134_815_994), (8, 134_489_759)])
-def test_parameters_of_the_released_nets(stride, count):
-    assert sum(p.numel() for p in on_meta(21, stride, form="authors").parameters()) == count
+@pytest.mark.parametrize("stride, parameters", [(32, 136_152_917), (16, 134_815_994), (8, 134_489_759)])
+def test_parameters_of_the_released_nets(stride, parameters):
+    assert count(on_meta(FCN, 21, stride, form="authors")) == parameters
 
 
 def test_parameters_of_fast_fcn8():
     def held(network):  # parameters and running statistics
         return sum(t.numel() for name, t in network.state_dict().items() if "num_batches" not in name)
-    assert held(on_meta(2, norm=True, separable=True)) == 20_615_521
-    assert held(on_meta(2, norm=True)) == 134_287_302
+    assert held(on_meta(FCN, 2, norm=True, separable=True)) == 20_615_521
+    assert held(on_meta(FCN, 2, norm=True)) == 134_287_302
 
 
 @pytest.mark.parametrize("form", ("compact", "authors"))
@@ -95,8 +81,8 @@ def test_batches_equal_single_images(settings, classes):
 
 
 def test_vgg19_has_three_more_convolutions():
-    counts = [sum(p.ndim == 4 for p in on_meta(3, backbone=name, **SMALL).features.parameters()) for name in ("vgg16", "vgg19")]
-    assert counts == [13, 16]
+    networks = [on_meta(FCN, 3, backbone=name, **SMALL) for name in ("vgg16", "vgg19")]
+    assert [sum(p.ndim == 4 for p in network.features.parameters()) for network in networks] == [13, 16]
 
 
 @pytest.mark.parametrize("settings", (dict(norm=True), dict(form="authors"), dict(separable=True), dict(backbone="vgg19")))
@@ -151,7 +137,7 @@ def test_errors(settings, message):
 
 @pytest.mark.parametrize("before, after", ((8, 8), (16, 32), (32, 4), (16, 16)))
 def test_stage_errors(before, after):
-    with pytest.raises(ValueError, match=f"finer than {before}.*got {after}"): next_stage(on_meta(2, before, **SMALL), after)
+    with pytest.raises(ValueError, match=f"finer than {before}.*got {after}"): next_stage(on_meta(FCN, 2, before, **SMALL), after)
 
 
 def test_maps_of_other_classes_are_not_added():

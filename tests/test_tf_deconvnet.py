@@ -11,7 +11,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow", reason="the TensorFlow twins need the extra: pip install semseg-course[tf]")
 sys.path.insert(0, str(Path(__file__).parent))  # pytest runs with import mode importlib
 import keras  # noqa: E402
-from fingerprint import fill, image, uniform  # noqa: E402
+from fingerprint import image, uniform  # noqa: E402
+from twins import as_graph, assert_same_gradients, paired  # noqa: E402
 
 from semseg_course.models import deconvnet as pytorch  # noqa: E402
 from semseg_course.tf.losses import PixelCrossEntropy  # noqa: E402
@@ -23,9 +24,7 @@ SMALL = dict(width=1 / 16, window=2)
 
 def twins(num_classes=3, **options):
     options = {**SMALL, **options}
-    theirs, ours = fill(pytorch.DeconvNet(num_classes, **options)).eval(), DeconvNet(num_classes, **options)
-    copy_weights(theirs, ours)
-    return ours, theirs
+    return paired(*(kind(num_classes, **options) for kind in (pytorch.DeconvNet, DeconvNet)))
 
 
 def gap(ours, theirs):
@@ -48,7 +47,7 @@ def test_scores_equal_pytorch(options, size):
 
 def test_a_graph_for_any_size():
     ours, theirs = twins()
-    graph = tf.function(lambda x: ours(x, training=False), input_signature=[tf.TensorSpec((None, None, None, 3))])
+    graph = as_graph(ours)
     for size in ((64, 64), (65, 95), (96, 100)):
         x = image(size, batch=2).float()
         assert gap(graph(to_nhwc(x)), theirs(x)) < 1e-4
@@ -67,13 +66,8 @@ def test_gradients_equal_pytorch():
     ours, theirs = twins(norm=False)
     x, target = image((66, 65), batch=2).float(), torch.arange(2 * 66 * 65).reshape(2, 66, 65) % 3
     torch.nn.functional.cross_entropy(theirs(x), target).backward()
-    slots = keras_slots(ours)
-    with tf.GradientTape() as tape: loss = PixelCrossEntropy()(target.numpy(), ours(to_nhwc(x), training=False))
-    gradients = tape.gradient(loss, [slot.tensor.value for slot in slots.values()])
-    there = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    for (name, slot), gradient in zip(slots.items(), gradients):
-        here = gradient.numpy().transpose(slot.axes).reshape(slot.shape)
-        assert np.abs(here - there[name]).max() < 1e-3 * np.abs(there[name]).max() + 1e-12, name
+    loss = lambda: PixelCrossEntropy()(target.numpy(), ours(to_nhwc(x), training=False))
+    assert_same_gradients(ours, theirs, loss, of_own=1e-3, floor=1e-12)
 
 
 def test_training_moves_every_weight_and_goes_back_to_pytorch():

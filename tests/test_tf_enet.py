@@ -8,26 +8,13 @@ import torch
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow", reason="the TensorFlow twins need the extra: pip install semseg-course[tf]")
 import keras  # noqa: E402
-from fingerprint import fill, image  # noqa: E402
+from fingerprint import image  # noqa: E402
+from twins import as_graph, assert_same_gradients, gap, paired  # noqa: E402
 
 from semseg_course.models import enet as pytorch  # noqa: E402
 from semseg_course.tf.models.enet import FORMS, Bottleneck, ENet, ENetEncoder, InitialBlock  # noqa: E402
 from semseg_course.tf.upsample import from_tensorflow_indices, to_tensorflow_indices  # noqa: E402
 from semseg_course.tf.weights import copy_weights, keras_slots, to_nhwc  # noqa: E402
-
-
-@pytest.fixture
-def double():
-    "Double precision: rounding cannot move a maximum to another place."
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
-def gap(ours, theirs):
-    theirs = theirs.detach().numpy().transpose(0, 2, 3, 1)
-    assert ours.shape == theirs.shape
-    return np.abs(np.array(ours) - theirs).max() / theirs.std()
 
 
 def without_dropout(ours, theirs):
@@ -38,9 +25,8 @@ def without_dropout(ours, theirs):
 
 
 def twins(kind, theirs, *args, **options):
-    ours = kind(*args, **options)
-    copy_weights(fill(theirs), ours)
-    return ours, theirs.double().eval()
+    ours, theirs = paired(theirs, kind(*args, **options))
+    return ours, theirs.double()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -53,22 +39,14 @@ def test_scores_and_gradients_equal_pytorch(form, double):
     theirs.train()
     x, target = image((33, 46), batch=2), torch.arange(2 * 33 * 46).reshape(2, 33, 46) % 3
     torch.nn.functional.cross_entropy(theirs(x), target).backward()
-    slots = {name: slot for name, slot in keras_slots(ours).items() if slot.tensor.trainable}
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target.numpy(), ours(to_nhwc(x), training=True)))
-    gradients = tape.gradient(loss, [slot.tensor.value for slot in slots.values()])
-    there = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    assert set(slots) == set(there)
-    largest = max(np.abs(g).max() for g in there.values())
-    for (name, slot), gradient in zip(slots.items(), gradients):
-        ours_there = gradient.numpy().transpose(slot.axes).reshape(slot.shape)
-        assert np.abs(ours_there - there[name]).max() < 1e-8 * largest, name
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
+    assert_same_gradients(ours, theirs, lambda: tf.reduce_mean(entropy(target.numpy(), ours(to_nhwc(x), training=True))), 1e-8)
 
 
 def test_scores_in_single_precision_by_a_graph_for_any_size():
     ours, theirs = ENet(3), pytorch.ENet(3).eval()
     copy_weights(theirs, ours)
-    graph = tf.function(lambda x: ours(x, training=False), input_signature=[tf.TensorSpec((None, None, None, 3))])
+    graph = as_graph(ours)
     for size in ((37, 53), (48, 64)):
         x = image(size).float()
         with torch.no_grad(): wanted = theirs(x)

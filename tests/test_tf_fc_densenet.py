@@ -8,7 +8,8 @@ import torch
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow", reason="the TensorFlow twins need the extra: pip install semseg-course[tf]")
 import keras  # noqa: E402
-from fingerprint import fill, image  # noqa: E402
+from fingerprint import image  # noqa: E402
+from twins import as_graph, assert_same_gradients, gap, paired  # noqa: E402
 
 from semseg_course.models import fc_densenet as pytorch  # noqa: E402
 from semseg_course.tf.models.fc_densenet import DEPTHS, FCDenseNet  # noqa: E402
@@ -18,16 +19,7 @@ SMALL = dict(layers=(2, 3, 2), width=0.25)
 
 
 def twins(num_classes=3, **options):
-    theirs = fill(pytorch.FCDenseNet(num_classes, **options)).eval()
-    ours = FCDenseNet(num_classes, **options)
-    copy_weights(theirs, ours)
-    return ours, theirs
-
-
-def gap(ours, theirs):
-    theirs = theirs.detach().numpy().transpose(0, 2, 3, 1)
-    assert ours.shape == theirs.shape
-    return np.abs(np.array(ours) - theirs).max() / theirs.std()
+    return paired(*(kind(num_classes, **options) for kind in (pytorch.FCDenseNet, FCDenseNet)))
 
 
 @pytest.mark.parametrize("options, sizes", (
@@ -35,7 +27,7 @@ def gap(ours, theirs):
     (dict(depth=67, width=1 / 16), ((32, 40),)), (dict(depth=103, width=1 / 16), ((47, 33),))), ids=str)
 def test_scores_equal_pytorch_at_any_size(options, sizes):
     ours, theirs = twins(**options)
-    graph = tf.function(lambda x: ours(x, training=False), input_signature=[tf.TensorSpec((None, None, None, 3))])
+    graph = as_graph(ours)
     for size in sizes:
         x = image(size, batch=2).float()
         for run in (ours, graph): assert gap(run(to_nhwc(x)), theirs(x)) < 1e-4
@@ -58,12 +50,7 @@ def test_gradients_equal_pytorch():
     ours, theirs = twins(**SMALL, dropout=0)
     x = image((21, 30), batch=2).float()
     theirs.train()(x).square().mean().backward()
-    slots = {name: slot for name, slot in keras_slots(ours).items() if slot.tensor.trainable}
-    with tf.GradientTape() as tape: loss = tf.reduce_mean(ours(to_nhwc(x), training=True) ** 2)
-    there = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    largest = max(np.abs(g).max() for g in there.values())
-    for (name, slot), g in zip(slots.items(), tape.gradient(loss, [slot.tensor.value for slot in slots.values()])):
-        assert np.abs(g.numpy().transpose(slot.axes).reshape(slot.shape) - there[name]).max() < 1e-3 * largest, name
+    assert_same_gradients(ours, theirs, lambda: tf.reduce_mean(ours(to_nhwc(x), training=True) ** 2), of_largest=1e-3)
 
 
 def test_dropout_in_training_alone():

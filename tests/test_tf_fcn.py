@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow", reason="the TensorFlow twins need the extra: pip install semseg-course[tf]")
 import keras  # noqa: E402
 from fingerprint import differs, fill, image, sample, uniform  # noqa: E402
+from twins import as_graph, assert_same_gradients, gap, paired  # noqa: E402
 
 from semseg_course import backbones  # noqa: E402
 from semseg_course.models import fcn as pytorch  # noqa: E402
@@ -21,16 +22,7 @@ from semseg_course.tf.weights import copy_weights, keras_slots, to_nchw, to_nhwc
 
 
 def twins(num_classes=3, width=1 / 32, **options):
-    theirs = fill(pytorch.FCN(num_classes, width=width, **options)).eval()
-    ours = FCN(num_classes, width=width, **options)
-    copy_weights(theirs, ours)
-    return ours, theirs
-
-
-def gap(ours, theirs):
-    theirs = theirs.detach().numpy().transpose(0, 2, 3, 1)
-    assert ours.shape == theirs.shape
-    return np.abs(np.array(ours) - theirs).max() / theirs.std()
+    return paired(*(kind(num_classes, width=width, **options) for kind in (pytorch.FCN, FCN)))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -45,7 +37,7 @@ def test_scores_equal_pytorch_at_any_size(form, options):
 
 def test_every_odd_size_equals_pytorch():
     ours, theirs = twins()
-    graph = tf.function(lambda x: ours(x, training=False), input_signature=[tf.TensorSpec((None, None, None, 3))])
+    graph = as_graph(ours)
     for size in (1, 2, 31, 32, 33, 48, 69):
         x = image((size, 70 - size)).float()
         assert gap(graph(to_nhwc(x)), theirs(x)) < 1e-4
@@ -72,14 +64,8 @@ def test_gradients_equal_pytorch_in_the_authors_form():
     ours, theirs = twins(form="authors")
     x, target = image((45, 50), batch=2).float(), torch.arange(2 * 45 * 50).reshape(2, 45, 50) % 3
     torch.nn.functional.cross_entropy(theirs(x), target).backward()
-    slots = {name: slot for name, slot in keras_slots(ours).items() if slot.tensor.trainable}
-    with tf.GradientTape() as tape: loss = PixelCrossEntropy()(target.numpy(), ours(to_nhwc(x), training=False))
-    gradients = tape.gradient(loss, [slot.tensor.value for slot in slots.values()])
-    there = {name: p.grad.numpy() for name, p in theirs.named_parameters() if p.grad is not None}
-    assert set(slots) == set(there)
-    for (name, slot), gradient in zip(slots.items(), gradients):
-        ours_there = gradient.numpy().transpose(slot.axes).reshape(slot.shape)
-        assert np.abs(ours_there - there[name]).max() < 1e-4 * np.abs(there[name]).max(), name
+    loss = lambda: PixelCrossEntropy()(target.numpy(), ours(to_nhwc(x), training=False))
+    assert_same_gradients(ours, theirs, loss, of_own=1e-4)
 
 
 def test_training_moves_all_but_the_frozen_kernel_and_goes_back_to_pytorch():

@@ -9,7 +9,8 @@ import torch
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow", reason="the TensorFlow twins need the extra: pip install semseg-course[tf]")
 import keras  # noqa: E402
-from fingerprint import fill, image, uniform  # noqa: E402
+from fingerprint import image, uniform  # noqa: E402
+from twins import as_graph, assert_same_gradients, gap, paired  # noqa: E402
 
 from semseg_course.models import mobilenet_unet as pytorch  # noqa: E402
 from semseg_course.tf.losses import PixelCrossEntropy  # noqa: E402
@@ -30,18 +31,10 @@ DEPTHS = [f"block_{i}_expand_relu" for i in (1, 3, 6, 13)] + ["block_16_project"
 def numbers(variables): return sum(math.prod(v.shape) for v in variables)
 
 
-def gap(ours, theirs):
-    theirs = theirs.detach().numpy().transpose(0, 2, 3, 1)
-    assert ours.shape == theirs.shape
-    return np.abs(np.array(ours) - theirs).max() / theirs.std()
-
-
 @pytest.fixture(scope="module", params=FORMS)
 def twins(request):
     "A network of each framework with the same weights."
-    theirs, ours = (kind(3, WIDTH, request.param) for kind in (pytorch.MobileNetV2UNet, MobileNetV2UNet))
-    copy_weights(fill(theirs).eval(), ours)
-    return ours, theirs
+    return paired(*(kind(3, WIDTH, request.param) for kind in (pytorch.MobileNetV2UNet, MobileNetV2UNet)))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +55,7 @@ def test_every_tensor_has_its_twin_in_order(twins):
 
 def test_scores_equal_pytorch_at_any_size(twins):
     ours, theirs = twins
-    graph = tf.function(lambda x: ours(x, training=False), input_signature=[tf.TensorSpec((None, None, None, 3))])
+    graph = as_graph(ours)
     for batch, *size in ((2, 47, 66), (1, 33, 1), (1, 64, 96), (1, 31, 32), (1, 1, 2)):
         x = image(size, batch=batch).float()
         with torch.no_grad(): assert gap(graph(to_nhwc(x)), theirs(x)) < 1e-4
@@ -80,20 +73,12 @@ def test_gradients_equal_pytorch(twins):
     x, target = image((45, 50), batch=2).float(), torch.arange(2 * 45 * 50).reshape(2, 45, 50) % 3
     theirs.zero_grad()
     torch.nn.functional.cross_entropy(theirs(x), target).backward()
-    slots = {name: slot for name, slot in keras_slots(ours).items() if slot.tensor.trainable}
-    with tf.GradientTape() as tape: loss = PixelCrossEntropy()(target.numpy(), ours(to_nhwc(x), training=False))
-    gradients = tape.gradient(loss, [slot.tensor.value for slot in slots.values()])
-    there = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    assert set(slots) == set(there)
-    largest = max(np.abs(g).max() for g in there.values())
-    for (name, slot), gradient in zip(slots.items(), gradients):
-        here = gradient.numpy().transpose(slot.axes).reshape(slot.shape)
-        assert np.abs(here - there[name]).max() < 1e-4 * np.abs(there[name]).max() + 1e-7 * largest, name
+    loss = lambda: PixelCrossEntropy()(target.numpy(), ours(to_nhwc(x), training=False))
+    assert_same_gradients(ours, theirs, loss, of_own=1e-4, of_largest=1e-7)
 
 
 def test_classifier_equals_pytorch():
-    theirs, ours = fill(pytorch.MobileNetV2(7, WIDTH)).eval(), MobileNetV2(7, WIDTH)
-    copy_weights(theirs, ours)
+    ours, theirs = paired(pytorch.MobileNetV2(7, WIDTH), MobileNetV2(7, WIDTH))
     x = image((70, 65)).float()
     with torch.no_grad(): expected = theirs(x).numpy()
     np.testing.assert_allclose(ours(to_nhwc(x)), expected, atol=1e-4 * expected.std())

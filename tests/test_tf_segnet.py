@@ -8,7 +8,8 @@ import torch
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow", reason="the TensorFlow twins need the extra: pip install semseg-course[tf]")
 import keras  # noqa: E402
-from fingerprint import fill, image, uniform  # noqa: E402
+from fingerprint import image, uniform  # noqa: E402
+from twins import as_graph, assert_same_gradients, gap, paired  # noqa: E402
 
 from semseg_course.models import segnet as pytorch  # noqa: E402
 from semseg_course.tf.losses import PixelCrossEntropy  # noqa: E402
@@ -22,32 +23,17 @@ from semseg_course.tf.models.segnet import (  # noqa: E402
     shifted_places,
 )
 from semseg_course.tf.upsample import max_pool_with_indices, to_tensorflow_indices  # noqa: E402
-from semseg_course.tf.weights import copy_weights, keras_slots, to_nchw, to_nhwc  # noqa: E402
+from semseg_course.tf.weights import copy_weights, to_nchw, to_nhwc  # noqa: E402
 
 KINDS = {"segnet": (SegNet, dict(width=1 / 32)), "vgg19": (SegNet, dict(backbone="vgg19", width=1 / 32)),
          "basic": (SegNetBasic, dict(channels=4))}
 TOLERANCE = {up: 1e-5 if up == "bilinear" else 1e-9 for up in UPS}  # tf.image.resize knows single precision only
 
 
-@pytest.fixture
-def double():
-    "Double precision: rounding cannot move a maximum to another place."
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def twins(name, double=True, **options):
     kind, sizes = KINDS[name]
-    theirs, ours = fill(getattr(pytorch, kind.__name__)(3, **sizes, **options)), kind(3, **sizes, **options)
-    copy_weights(theirs, ours)
-    return ours, (theirs.double() if double else theirs).eval()
-
-
-def gap(ours, theirs):
-    theirs = theirs.detach().numpy().transpose(0, 2, 3, 1)
-    assert ours.shape == theirs.shape
-    return np.abs(np.array(ours) - theirs).max() / theirs.std()
+    ours, theirs = paired(*(make(3, **sizes, **options) for make in (getattr(pytorch, kind.__name__), kind)))
+    return ours, theirs.double() if double else theirs
 
 
 @pytest.mark.parametrize("up", UPS)
@@ -66,16 +52,9 @@ def test_gradients_equal_pytorch(name, up, double):
     theirs.train()
     x, target = image((33, 46), batch=2), torch.arange(2 * 33 * 46).reshape(2, 33, 46) % 3
     torch.nn.functional.cross_entropy(theirs(x), target).backward()
-    slots = {name: slot for name, slot in keras_slots(ours).items() if slot.tensor.trainable}
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target.numpy(), ours(to_nhwc(x), training=True)))
-    gradients = tape.gradient(loss, [slot.tensor.value for slot in slots.values()])
-    there = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    assert set(slots) == set(there)
-    largest = max(np.abs(g).max() for g in there.values())
-    for (name, slot), gradient in zip(slots.items(), gradients):
-        ours_there = gradient.numpy().transpose(slot.axes).reshape(slot.shape)
-        assert np.abs(ours_there - there[name]).max() < 100 * TOLERANCE[up] * largest, name
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
+    loss = lambda: tf.reduce_mean(entropy(target.numpy(), ours(to_nhwc(x), training=True)))
+    assert_same_gradients(ours, theirs, loss, of_largest=100 * TOLERANCE[up])
 
 
 @pytest.mark.parametrize("size", [(6, 8), (7, 9), (1, 1), (2, 5), (5, 1)])
@@ -94,7 +73,7 @@ def test_places_and_ways_up_equal_pytorch(size):
 
 def test_scores_in_single_precision_by_a_graph_for_any_size():
     ours, theirs = twins("segnet", double=False)
-    graph = tf.function(lambda x: ours(x, training=False), input_signature=[tf.TensorSpec((None, None, None, 3))])
+    graph = as_graph(ours)
     for size in ((37, 53), (64, 96), (1, 1)):
         x = image(size).float()
         with torch.no_grad(): wanted = theirs(x)

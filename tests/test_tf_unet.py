@@ -8,7 +8,8 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow", reason="the TensorFlow twins need the extra: pip install semseg-course[tf]")
 import keras  # noqa: E402
-from fingerprint import fill, image, uniform  # noqa: E402
+from fingerprint import image, uniform  # noqa: E402
+from twins import as_graph, assert_same_gradients, gap, paired  # noqa: E402
 
 from semseg_course.models import unet as pytorch  # noqa: E402
 from semseg_course.tf.losses import PixelCrossEntropy  # noqa: E402
@@ -19,22 +20,14 @@ SIZES = {"padded": ((32, 64), (45, 61), (1, 33), (1, 1)), "paper": ((188, 204),)
 
 
 def twins(**options):
-    theirs, ours = (kind(3, width=1 / 32, **options) for kind in (pytorch.UNet, UNet))
-    copy_weights(fill(theirs), ours)
-    return ours, theirs.eval()
-
-
-def gap(ours, theirs):
-    theirs = theirs.detach().numpy().transpose(0, 2, 3, 1)
-    assert ours.shape == theirs.shape
-    return np.abs(np.array(ours) - theirs).max() / theirs.std()
+    return paired(*(kind(3, width=1 / 32, **options) for kind in (pytorch.UNet, UNet)))
 
 
 @pytest.mark.parametrize("skip", SKIPS)
 @pytest.mark.parametrize("form", FORMS)
 def test_scores_equal_pytorch(form, skip):
     ours, theirs = twins(form=form, skip=skip)
-    graph = tf.function(lambda x: ours(x, training=False), input_signature=[tf.TensorSpec((None, None, None, 3))])
+    graph = as_graph(ours)
     for size in SIZES[form]:
         x = image(size, batch=2).float()
         for make in (ours, graph): assert gap(make(to_nhwc(x)), theirs(x)) < 1e-4
@@ -48,21 +41,13 @@ def test_gradients_equal_pytorch(form, skip):
     side = dict(padded=(33, 46), paper=(188, 188))[form]
     x = image(side, batch=2).float()
     theirs(x).square().mean().backward()
-    slots = {name: slot for name, slot in keras_slots(ours).items() if slot.tensor.trainable}
-    with tf.GradientTape() as tape: loss = tf.reduce_mean(tf.square(ours(to_nhwc(x), training=True)))
-    gradients = tape.gradient(loss, [slot.tensor.value for slot in slots.values()])
-    there = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    assert set(slots) == set(there)
-    largest = max(np.abs(g).max() for g in there.values())
-    for (name, slot), gradient in zip(slots.items(), gradients):
-        ours_there = gradient.numpy().transpose(slot.axes).reshape(slot.shape)
-        assert np.abs(ours_there - there[name]).max() < 1e-3 * largest, name
+    loss = lambda: tf.reduce_mean(tf.square(ours(to_nhwc(x), training=True)))
+    assert_same_gradients(ours, theirs, loss, of_largest=1e-3)
 
 
 def test_other_numbers_of_channels():
     for channels in (1, 4):
-        theirs, ours = (kind(2, channels, width=1 / 32) for kind in (pytorch.UNet, UNet))
-        copy_weights(fill(theirs).eval(), ours)
+        ours, theirs = paired(*(kind(2, channels, width=1 / 32) for kind in (pytorch.UNet, UNet)))
         x = image((21, 40), channels).float()
         assert gap(ours(to_nhwc(x)), theirs(x)) < 1e-4
 

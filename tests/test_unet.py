@@ -23,25 +23,13 @@ from semseg_course.microscopy import (
 from semseg_course.models.unet import CHANNELS, FORMS, SKIPS, UNet, double, grow, middle, paper_output, paper_side
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest runs with import mode importlib
-from fingerprint import differs, fill, scores_of  # noqa: E402
+from fingerprint import differs, scores_of  # noqa: E402
+from twins import count, filled, on_meta  # noqa: E402
 
 NETWORKS = json.loads((Path(__file__).parent / "data" / "networks.json").read_text())
+pytestmark = pytest.mark.usefixtures("seeded")
 SMALL = dict(width=1 / 16)
 FIT = {"padded": (33, 50), "paper": (188, 204)}  # sizes that a form takes
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-    with torch.no_grad(): yield
-
-
-def on_meta(*args, **settings):
-    "A network with shapes and without numbers."
-    with torch.device("meta"): return UNet(*args, **settings)
-
-
-def count(network): return sum(p.numel() for p in network.parameters())
 
 
 def expected(classes, inputs, form, skip):
@@ -55,24 +43,23 @@ def expected(classes, inputs, form, skip):
 
 
 def test_fingerprint():
-    network = fill(on_meta(12).double().to_empty(device="cpu"))
-    assert not differs(scores_of(network, NETWORKS["unet_padded"]["size"]), NETWORKS["unet_padded"])
+    assert not differs(scores_of(filled(UNet, 12), NETWORKS["unet_padded"]["size"]), NETWORKS["unet_padded"])
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("skip", SKIPS)
 def test_parameters(form, skip):
     for classes, inputs in ((12, 3), (2, 1), (21, 4)):
-        assert count(on_meta(classes, inputs, form, skip)) == expected(classes, inputs, form, skip)
+        assert count(on_meta(UNet, classes, inputs, form, skip)) == expected(classes, inputs, form, skip)
 
 
 def test_parameters_of_known_nets():
-    assert count(on_meta(12)) == 31_038_348 and count(on_meta(21)) == 31_038_933
-    assert count(on_meta(2, 1, "paper")) == 31_030_658
+    assert count(on_meta(UNet, 12)) == 31_038_348 and count(on_meta(UNet, 21)) == 31_038_933
+    assert count(on_meta(UNet, 2, 1, "paper")) == 31_030_658
 
 
 def test_the_papers_convolutions():
-    layers = [m for m in on_meta(2, 1, "paper").modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))]
+    layers = [m for m in on_meta(UNet, 2, 1, "paper").modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.ConvTranspose2d))]
     assert len(layers) == 23  # "in total the network has 23 convolutional layers", the up-convolutions among them
 
 
@@ -90,7 +77,7 @@ def sizes_of_the_figure(side):
 
 
 def test_every_size_of_the_papers_figure():
-    network, sizes = on_meta(2, 1, "paper"), []
+    network, sizes = on_meta(UNet, 2, 1, "paper"), []
     remember = lambda module, inputs, output: sizes.extend([inputs[0].shape[-1], output.shape[-1]])
     for block in (*network.down, *network.merge):
         block[0].register_forward_hook(remember)
@@ -184,7 +171,7 @@ def test_scores_of_the_papers_form_see_real_pixels_only():
 
 
 def test_dropout_only_in_the_papers_form_and_in_training():
-    drops = {form: [m for m in on_meta(2, form=form).modules() if isinstance(m, torch.nn.Dropout)] for form in FORMS}
+    drops = {form: [m for m in on_meta(UNet, 2, form=form).modules() if isinstance(m, torch.nn.Dropout)] for form in FORMS}
     assert [len(drops[form]) for form in FORMS] == [0, 2] and drops["paper"][0].p == 0.5
     network, x = UNet(2, form="paper", **SMALL), torch.randn(1, 3, 188, 188)
     assert not torch.equal(network(x), network(x))

@@ -103,6 +103,18 @@ def _checked(scores, images, num_classes):
         raise ValueError(f"images must be uint8 ({n}, {h}, {w}, 3); got {images.dtype} {tuple(images.shape)}. "
                          "Convert a network's input with to_images.")
 
+
+def _first_weights(kernels, num_classes, kind):
+    "Where the weights begin: (kernels, classes), or with kind matrix (kernels, classes, classes)."
+    if kind not in ("class", "matrix"): raise ValueError(f"weights must be class or matrix; got {kind!r}.")
+    if not kernels: raise ValueError("kernels must be one Kernel or more; got none.")
+    shapes, whole = {np.shape(kernel.compat) for kernel in kernels}, (num_classes, num_classes)
+    if wrong := shapes - {(), whole}: raise ValueError(f"compat must be a number or {whole}; got {wrong.pop()}.")
+    if kind == "class" and whole in shapes: raise ValueError("weights must be matrix where a compat is one; got class.")
+    first = [k.compat * np.eye(num_classes) if np.ndim(k.compat) == 0 else -np.asarray(k.compat) for k in kernels]
+    first = torch.tensor(np.stack(first), dtype=torch.float32)
+    return first if kind == "matrix" else first.diagonal(dim1=1, dim2=2).clone()
+
 # %% ../nbs/15c_crf_as_rnn.ipynb #1ffcfecd
 class CRFLayer(nn.Module):
     """A fully connected CRF as a layer: mean-field steps with learned weights and a learned compatibility.
@@ -124,24 +136,13 @@ class CRFLayer(nn.Module):
         floor: float = 0.0,  # smaller probabilities count as this; 1e-5 in `dense_crf`, but then no gradient comes through
     ):
         super().__init__()
-        if weights not in ("class", "matrix"): raise ValueError(f"weights must be class or matrix; got {weights!r}.")
         if normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}.")
         if iterations < 0: raise ValueError(f"iterations must be 0 or more; got {iterations}.")
-        if not kernels: raise ValueError("kernels must be one Kernel or more; got none.")
         self.num_classes, self.kernels, self.iterations = num_classes, tuple(kernels), iterations
         self.normalization, self.floor = normalization, floor
-        first = torch.stack([self._first_weights(kernel.compat) for kernel in self.kernels])
-        if weights == "class" and any(np.ndim(kernel.compat) for kernel in self.kernels):
-            raise ValueError("weights must be matrix where a kernel's compat is one; got class.")
-        self.weights = nn.Parameter(first if weights == "matrix" else first.diagonal(dim1=1, dim2=2).clone())
+        self.weights = nn.Parameter(_first_weights(self.kernels, num_classes, weights))
         self.compatibility = nn.Parameter(-torch.eye(num_classes))  # of Potts, less a constant
-
-    def _first_weights(self, compat) -> Tensor:
-        if np.ndim(compat) == 0: return float(compat) * torch.eye(self.num_classes)
-        matrix = torch.as_tensor(compat, dtype=torch.float32)
-        if matrix.shape == (self.num_classes,) * 2: return -matrix
-        raise ValueError(f"compat must be a number or ({self.num_classes}, {self.num_classes}); got {tuple(matrix.shape)}.")
 
     def transforms(self) -> Tensor:
         "What a message about a label (row) adds to the score of each label (column), (kernels, classes, classes)."

@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -76,6 +77,13 @@ def kept(classes: int, iterations: int) -> float | None:
     return figures.get(f"{classes} classes, {iterations} steps")
 
 
+def agreement(ours: dict, theirs: dict) -> dict[str, float]:
+    "Share of pixels with equal labels, and the cosine between both gradients of the scores."
+    labels = (ours["forward"]().argmax(1) == theirs["forward"]().argmax(1)).float().mean().item()
+    similar = functional.cosine_similarity(*(f["backward"]().double().flatten() for f in (ours, theirs)), 0).item()
+    return dict(equal_labels=round(labels, 6), gradient_cosine=round(similar, 6))
+
+
 def compare(image, classes: int, iterations: int, whose: str, folder: Path | None) -> dict:
     "A row of times, ratios and, beside the authors' code, how far labels and gradients agree."
     torch.manual_seed(SEED)
@@ -88,13 +96,16 @@ def compare(image, classes: int, iterations: int, whose: str, folder: Path | Non
         return row | ({"forward_ratio": round(row["ours"]["forward"]["wall_s"] / row["kept_forward_s"], 3)}
                       if row["kept_forward_s"] else {})
     theirs = steps(authors(folder, classes, iterations, kernels), image.permute(0, 3, 1, 2).float(), scores, target)
-    labels = (ours["forward"]().argmax(1) == theirs["forward"]().argmax(1)).float().mean().item()
-    similar = functional.cosine_similarity(ours["backward"]().flatten(), theirs["backward"]().flatten(), 0).item()
+    near, wide = kernels
+    through_lattice = CRFLayer(classes, (Kernel(near.compat, precision=np.eye(2) / near.sxy**2), wide), iterations,
+                               normalization="after")  # the position kernel, too, as theirs
+    row |= agreement(ours, theirs) | {f"{name}_through_lattice": value for name, value in
+                                      agreement(steps(through_lattice, image, scores, target), theirs).items()}
     times = in_turns({("ours", k): f for k, f in ours.items()} | {("crfasrnn_pytorch", k): f for k, f in theirs.items()})
     row |= {who: {k: times[who, k] for k in ours} for who in ("ours", "crfasrnn_pytorch")}
     ratios = {f"{k}_{kind}_ratio": round(times["ours", k][f"{kind}_s"] / times["crfasrnn_pytorch", k][f"{kind}_s"], 3)
               for k in ours for kind in ("wall", "cpu")}
-    return row | ratios | dict(equal_labels=round(labels, 4), gradient_cosine=round(similar, 4))
+    return row | ratios
 
 
 def main():

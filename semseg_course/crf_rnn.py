@@ -19,7 +19,7 @@ from .permutohedral import Lattice, grid_filter
 
 # %% ../nbs/15c_crf_as_rnn.ipynb #25d5a3eb
 class PixelSoftmax(torch.autograd.Function):
-    "Softmax over the last axis of two; for few classes many times faster than torch's."
+    "Softmax over the last axis of two; for few classes faster than torch's."
 
     @staticmethod
     def forward(ctx, scores: Tensor) -> Tensor:

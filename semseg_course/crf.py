@@ -87,7 +87,7 @@ def mean_field_step(
     unary: Tensor,  # energies, (n, classes)
     terms: Sequence[tuple[Callable, float | Tensor]],  # filters and label compatibilities
 ) -> Tensor:  # the new distributions, (n, classes)
-    """One parallel update of all pixels: messages from all others, compatibility, unary energy, softmax.
+    """One parallel update of all pixels: messages from all pixels, compatibility, unary energy, softmax.
 
     Paper: Krähenbühl and Koltun 2011, algorithm 1.
     """

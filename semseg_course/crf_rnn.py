@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .crf import KERNELS, NORMALIZATIONS, Kernel, _softmax
+from .crf import KERNELS, NORMALIZATIONS, Kernel, gaussian_sums, pixel_softmax
 from .data.batches import MEAN, STD
-from .permutohedral import Lattice, grid_filter
+from .permutohedral import Lattice
 
 # %% ../nbs/15c_crf_as_rnn.ipynb #25d5a3eb
 class PixelSoftmax(torch.autograd.Function):
@@ -23,7 +23,7 @@ class PixelSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scores: Tensor) -> Tensor:
-        q = _softmax(scores.clone())
+        q = pixel_softmax(scores.clone())
         ctx.save_for_backward(q)
         return q
 
@@ -73,13 +73,10 @@ def filter_maps(
     Paper: Zheng et al. 2015, section 4.2.
     """
     ones, powers = torch.ones(image[..., :1].numel(), 1, dtype=dtype, device=image.device), NORMALIZATIONS[normalization]
-    if kernel.positions_only and kernel.precision is None and np.max(kernel.sxy) <= 10:
-        x, y = np.broadcast_to(np.asarray(kernel.sxy, float), 2)
-        sums = partial(grid_filter, size=image.shape[:2], sigma=(y, x))  # a symmetric matrix
-        before, after = map(sums(ones).pow, (-p for p in powers))
-        return lambda v: sums(v * before).mul_(after), lambda g: sums(g * after).mul_(before)
-    lattice = Lattice(kernel.features(image).to(dtype))
-    before, after = map(lattice.filter(ones).pow, (-p for p in powers))
+    sums = gaussian_sums(kernel, image, dtype=dtype)
+    lattice = sums if isinstance(sums, Lattice) else None
+    before, after = map((lattice.filter if lattice else sums)(ones).pow, (-p for p in powers))
+    if not lattice: return lambda v: sums(v * before).mul_(after), lambda g: sums(g * after).mul_(before)  # symmetric
     return lattice.scaled(before, after).filter, partial(lattice.scaled(after, before).filter, reverse=True)
 
 # %% ../nbs/15c_crf_as_rnn.ipynb #abc25c8a

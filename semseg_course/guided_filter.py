@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .crf import KERNELS, Kernel, _compatibility, dense_crf, mean_field_step, normalized, unary_energy
+from semseg_course.crf import (
+    KERNELS, Kernel, dense_crf, label_compatibility, mean_field_step, normalized, unary_energy,
+)
 
 # %% ../nbs/15d_guided_filter.ipynb #433be380
 def box_mean(
@@ -144,7 +146,7 @@ def _one_conv_crf(image, probabilities, size, kernels, iterations, normalization
     p = probabilities.flatten(1).T.to(torch.float64 if probabilities.dtype == torch.float64 else torch.float32)
     unary = unary_energy(p)
     terms = [(normalized(window_filter(kernel, image, size, p.dtype), p.new_ones(len(p), 1), normalization),
-              _compatibility(kernel.compat, p.shape[1], p)) for kernel in kernels]
+              label_compatibility(kernel.compat, p.shape[1], p)) for kernel in kernels]
     q = torch.softmax(-unary, 1)
     for _ in range(iterations): q = mean_field_step(q, unary, terms)
     return q.T.reshape(probabilities.shape).to(probabilities.dtype)

@@ -77,7 +77,7 @@ def test_finds_the_planted_best():
         assert {name: found.values[name] for name in ("colour_compat", "colour_sxy", "colour_srgb")} == dict(
             colour_compat=10, colour_sxy=10, colour_srgb=5)
         again = [dense_crf(i, p, **found.settings).argmax(0)[None] for i, p in zip(images, beliefs)]
-        assert mean_iou(sum(confusion_matrix(a, l[None], 3) for a, l in zip(again, labels))) == found.miou
+        assert mean_iou(sum(confusion_matrix(a, label[None], 3) for a, label in zip(again, labels))) == found.miou
 
 
 def test_climbs_from_the_start_without_draws():

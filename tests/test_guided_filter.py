@@ -225,3 +225,6 @@ def test_what_the_convolutional_crf_refuses():
         with pytest.raises(ValueError, match=message): conv_crf(*arguments)
     with pytest.raises(ValueError, match="iterations must be 0 or more"): conv_crf(image, p, iterations=-1)
     with pytest.raises(ValueError, match="normalization must be one of"): conv_crf(image, p, normalization="twice")
+    for compat in (np.ones((2, 3)), np.triu(np.ones((len(p), len(p))))):
+        with pytest.raises(ValueError, match="compat must be a number or symmetric"):
+            conv_crf(image, p, kernels=[Kernel(compat, sxy=3)])

@@ -39,8 +39,8 @@ class Kernel:
                 raise ValueError(f"{name} must be one positive number or {size}; got {given}.")
         if self.precision is None: return
         matrix = np.asarray(self.precision, float)
-        positive = matrix.ndim == 2 and np.array_equal(matrix, matrix.T) and np.linalg.eigvalsh(matrix)[0] > 0
-        if matrix.shape not in ((2, 2), (5, 5)) or not positive:
+        fits = matrix.shape in ((2, 2), (5, 5)) and np.allclose(matrix, matrix.T)  # an inverse is symmetric but for rounding
+        if not fits or np.linalg.eigvalsh(matrix)[0] <= 0:
             raise ValueError(f"precision must be symmetric, positive definite, (2, 2) or (5, 5); got {matrix.shape}.")
 
     @property

@@ -167,6 +167,12 @@ def test_a_diagonal_precision_equals_deviations(seed, colour, exact):
     np.testing.assert_allclose(one, other, atol=1e-4 if exact or colour else 0.2)
 
 
+def test_the_inverse_of_a_covariance_is_a_precision():
+    spread = np.random.default_rng(3).normal(size=(5, 5))
+    matrix = np.linalg.inv(spread @ spread.T)  # symmetric but for rounding
+    assert not np.array_equal(matrix, matrix.T) and np.array_equal(Kernel(1, precision=matrix).precision, matrix)
+
+
 def test_a_tilted_precision_is_a_quadratic_form():
     matrix = np.array([[1, -0.9], [-0.9, 1]])
     f = Kernel(1, precision=matrix).features(torch.zeros(3, 4, 3, dtype=torch.uint8)).double()

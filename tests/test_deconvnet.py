@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from semseg_course.models.deconvnet import DeconvNet, WindowTransposed2d
+from semseg_course.models.segnet import encode
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest runs with import mode importlib
 from fingerprint import differs, fill, scores_of  # noqa: E402
@@ -57,7 +58,7 @@ def test_unpooling_goes_back_to_the_places_of_the_maxima():
     network, maps = fill(DeconvNet(3, **SMALL)).eval(), []
     for stage in network.decoder: stage.register_forward_pre_hook(lambda module, inputs: maps.append(inputs[0]))
     image = torch.randn(1, 3, 101, 135)
-    _, pools = network.encode(image)
+    _, pools = encode(network.features, image)
     network(image)
     for unpooled, (indices, size) in zip(maps, reversed(pools)):
         assert unpooled.shape[2:] == size

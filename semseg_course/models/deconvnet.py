@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..backbones import STAGES, init_weights, scaled, vgg_features
 from ..blocks import WindowConv2d
-from ..upsample import max_pool_with_indices
+from .segnet import encode
 
 # %% ../../nbs/11_deconvnet.ipynb #de7582bb
 class WindowTransposed2d(nn.ConvTranspose2d):
@@ -88,26 +88,12 @@ class DeconvNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         self._check(image)
-        x, pools = self.encode(image)  # n, 512, h/32, w/32
+        x, pools = encode(self.features, image)  # n, 512, h/32, w/32
         x = self.mirror(self.classifier(x))  # through n, 4096, h/32 - 6, w/32 - 6, and back
         for stage in self.decoder:
             indices, size = pools.pop()
             x = stage(functional.max_unpool2d(x, indices, 2, output_size=size))
         return self.score(x)
-
-    def encode(
-        self,
-        image: Tensor,  # (n, 3, h, w)
-    ) -> tuple[Tensor, list[tuple[Tensor, tuple[int, int]]]]:  # the last map; each pool's places and the size it met
-        "The way down."
-        x, pools = image, []
-        for layer in self.features:
-            if isinstance(layer, nn.MaxPool2d):
-                size = tuple(x.shape[2:])
-                x, indices = max_pool_with_indices(x)
-                pools.append((indices, size))
-            else: x = layer(x)
-        return x, pools
 
     def _check(self, image: Tensor):
         "Raise for an image that the window does not fit into, or that leaves batch norm a single number."

@@ -149,8 +149,8 @@ def label_compatibility(
     if np.ndim(compat) == 0: return float(compat)
     matrix = torch.as_tensor(compat).to(like)
     if matrix.shape != (num_classes, num_classes) or not torch.equal(matrix, matrix.T):
-        raise ValueError(f"compat must be a number or symmetric ({num_classes}, {num_classes}); "
-                         f"got {tuple(matrix.shape)}.")
+        fault = "one that is not symmetric" if matrix.shape == (num_classes, num_classes) else tuple(matrix.shape)
+        raise ValueError(f"compat must be a number or symmetric ({num_classes}, {num_classes}); got {fault}.")
     return matrix
 
 # %% ../nbs/15_dense_crf.ipynb #f0588ccd
@@ -159,28 +159,29 @@ def _checked(image, probabilities, mask, iterations):
     fits = lambda x: not isinstance(x, np.ndarray) or x.flags.writeable and x.flags.c_contiguous
     image, p, mask = (x if fits(x) else x.copy() for x in (image, probabilities, mask))  # else torch warns or fails
     image, p = torch.as_tensor(image), torch.as_tensor(p)
-    if p.ndim == 3: image, p, mask = image[None], p[None], None if mask is None else torch.as_tensor(mask)[None]
-    if p.ndim != 4 or not p.is_floating_point() or 0 in p.shape:
+    if p.ndim not in (3, 4) or not p.is_floating_point() or 0 in p.shape:
         raise ValueError("probabilities must be floats (classes, h, w) or (n, classes, h, w); "
                          f"got {p.dtype} {tuple(p.shape)}.")
-    n, _, h, w = p.shape
+    *several, _, h, w = p.shape  # n, or nothing
     if image.dtype != torch.uint8:
         unit = image.is_floating_point() and image.max() <= 1
         cure = "Multiply it by 255 and round." if unit else "Round it to uint8."
         raise ValueError("image must be uint8, 0 to 255; "
                          f"got {image.dtype}, {image.min():g} to {image.max():g}. {cure}")
-    if image.shape != (n, h, w, 3):
-        raise ValueError(f"image must be ({n}, {h}, {w}, 3), as large as the probabilities; got {tuple(image.shape)}.")
-    mask = torch.ones(n, h, w, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
+    if image.shape != (*several, h, w, 3):
+        raise ValueError(f"image must be {(*several, h, w, 3)}, as large as the probabilities; got {tuple(image.shape)}.")
+    mask = torch.ones(*several, h, w, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
     mask = mask.to(p.device)
-    if mask.dtype != torch.bool or mask.shape != (n, h, w):
-        raise ValueError(f"mask must be bool ({n}, {h}, {w}); got {mask.dtype} {tuple(mask.shape)}.")
-    if iterations < 0: raise ValueError(f"iterations must be 0 or more; got {iterations}.")
-    low, total = p.amin(1), p.sum(1)
-    fine = (low >= 0) & ((total - 1).abs() <= 1e-3)
+    if mask.dtype != torch.bool or mask.shape != (*several, h, w):
+        raise ValueError(f"mask must be bool {(*several, h, w)}; got {mask.dtype} {tuple(mask.shape)}.")
+    if iterations < 0 or iterations != int(iterations):
+        raise ValueError(f"iterations must be 0 or more, a whole number; got {iterations}.")
+    low, total = p.amin(-3), p.sum(-3, dtype=torch.promote_types(p.dtype, torch.float32))
+    fine = (low >= 0) & ((total - 1).abs() <= max(1e-3, 4 * torch.finfo(p.dtype).eps))  # more for half precision
     if not (fine | ~mask).all():
         raise ValueError(f"probabilities must be 0 or more and sum to 1 at each pixel; got a least of {low.min():g} "
                          f"and sums from {total.min():g} to {total.max():g}. Apply a softmax to scores.")
+    if not several: image, p, mask = image[None], p[None], mask[None]
     return image.to(p.device), p, mask
 
 # %% ../nbs/15_dense_crf.ipynb #88a7f16c
@@ -200,7 +201,7 @@ def dense_crf(
     image: np.ndarray | Tensor,  # uint8 (h, w, 3) or (n, h, w, 3)
     probabilities: np.ndarray | Tensor,  # (classes, h, w) or (n, classes, h, w), summing to 1 over the classes
     *,
-    kernels: Sequence[Kernel] = KERNELS,  # the Gaussians of the pairwise term
+    kernels: Sequence[Kernel] | Kernel = KERNELS,  # the Gaussians of the pairwise term
     iterations: int = 5,  # mean-field steps
     normalization: str = "symmetric",  # of the kernels: symmetric, none, before or after
     mask: np.ndarray | Tensor | None = None,  # bool (h, w) or (n, h, w): pixels that take part; others stay as they are
@@ -213,6 +214,7 @@ def dense_crf(
     Paper: Krähenbühl and Koltun 2011; the defaults are those of their code's example.
     """
     images, p, masks = _checked(image, probabilities, mask, iterations)
+    kernels = [kernels] if isinstance(kernels, Kernel) else kernels
     result = torch.stack([_one_crf(*each, kernels, iterations, normalization, exact) for each in zip(images, p, masks)])
     result = result if np.ndim(probabilities) == 4 else result[0]
     return result.numpy() if isinstance(probabilities, np.ndarray) else result

@@ -181,6 +181,9 @@ class Lattice:
         if not features.isfinite().all(): raise ValueError("features must be finite; got nan or inf.")
         columns = elevation(features.shape[1]).to(features).T
         elevated = sum(column[:, None] * x for column, x in zip(columns, features.T))  # bit by bit alike on any threads
+        if elevated.abs().max() * torch.finfo(features.dtype).eps > 1 / 16:  # too few digits are left behind the point
+            raise ValueError(f"features must be smaller for {features.dtype}; got up to {features.abs().max():g}. "
+                             "Take larger standard deviations, or float64.")
         corner, rank = enclosing_simplex(elevated)
         self.weights = barycentric(elevated, corner, rank)
         keys, strides, box = vertex_keys(corner, rank)

@@ -421,7 +421,7 @@ def test_errors_about_probabilities():
     broken[:, 7, 7] = 0
     refused("sums from 0 to 1", image, broken)
     refused(r"probabilities must be floats .*int64 \(48, 64\)", image, p.argmax(0))
-    refused(r"probabilities must be floats .*float32 \(1, 0, 48, 64\)", image, p[:0])
+    refused(r"probabilities must be floats .*float32 \(0, 48, 64\)", image, p[:0])
     refused("probabilities must be floats", image, (p > 0.5))
 
 
@@ -430,19 +430,30 @@ def test_errors_about_the_image():
     refused(r"image must be uint8.*float32, 0.* to .*Multiply it by 255", (image / np.float32(255)), p)
     refused("image must be uint8.*float64.*Round it to uint8", image.astype(float), p)
     refused("image must be uint8.*int64.*Round it to uint8", image.astype(np.int64), p)
-    refused(r"image must be \(1, 48, 64, 3\), as large as the probabilities; got \(1, 47, 64, 3\)", image[1:], p)
-    refused(r"as large as the probabilities; got \(1, 3, 48, 64\)", image.transpose(2, 0, 1), p)
+    refused(r"image must be \(48, 64, 3\), as large as the probabilities; got \(47, 64, 3\)", image[1:], p)
+    refused(r"as large as the probabilities; got \(3, 48, 64\)", image.transpose(2, 0, 1), p)
     refused(r"as large as the probabilities; got \(2, 48, 64, 3\)", np.stack([image] * 2), np.stack([p] * 3))
 
 
 def test_errors_about_the_rest():
     image, p = crop(0)
-    refused(r"mask must be bool \(1, 48, 64\); got torch.uint8", image, p, mask=np.ones((48, 64), np.uint8))
-    refused(r"mask must be bool \(1, 48, 64\); got torch.bool \(1, 64, 48\)", image, p, mask=np.ones((64, 48), bool))
-    refused("iterations must be 0 or more; got -1", image, p, iterations=-1)
+    refused(r"mask must be bool \(48, 64\); got torch.uint8", image, p, mask=np.ones((48, 64), np.uint8))
+    refused(r"mask must be bool \(48, 64\); got torch.bool \(64, 48\)", image, p, mask=np.ones((64, 48), bool))
+    for count in (-1, 2.5): refused(f"iterations must be 0 or more, a whole number; got {count}", image, p, iterations=count)
     refused("normalization must be one of none, symmetric, before, after; got 'two'", image, p, normalization="two")
     refused(r"symmetric \(11, 11\); got \(2, 2\)", image, p, kernels=[Kernel(np.eye(2))])
-    refused(r"compat must be a number or symmetric \(11, 11\)", image, p, kernels=[Kernel(np.triu(np.ones((11, 11))))])
+    lopsided = np.triu(np.ones((11, 11)))
+    refused(r"symmetric \(11, 11\); got one that is not symmetric", image, p, kernels=[Kernel(lopsided)])
+    refused("Take larger standard deviations", image, p, kernels=[Kernel(1, sxy=1e-6, srgb=1)])
+
+
+def test_probabilities_in_half_precision_and_a_single_kernel():
+    "Halves sum to 1 less exactly, and a kernel need not stand in a list."
+    image, p = crop(0)
+    half = dense_crf(image, p.astype(np.float16), kernels=KERNELS[1])
+    assert half.dtype == np.float16
+    assert np.abs(half - dense_crf(image, p, kernels=[KERNELS[1]])).mean() < 1e-3
+    assert dense_crf(torch.from_numpy(image), torch.from_numpy(p).bfloat16()).dtype == torch.bfloat16
 
 
 def test_errors_about_kernels():

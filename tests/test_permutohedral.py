@@ -312,6 +312,7 @@ def test_wide_features_take_long_keys():
     (torch.zeros(5, 2, dtype=torch.int64), "must be floats"),
     (torch.rand(0, 2), r"\(0, 2\)"), (torch.rand(5, 0), r"\(5, 0\)"), (torch.full((2, 2), torch.nan), "finite"),
     (torch.tensor([[0.0], [torch.inf]]), "finite"),
+    (torch.tensor([[0.0, 1e7]]), "smaller for torch.float32; got up to 1e[+]07. Take larger standard deviations, or float64"),
     (torch.rand(9, 6, generator=torch.Generator().manual_seed(0)).double() * 1e5, "Take larger standard deviations")])
 def test_bad_features(features, message):
     with pytest.raises(ValueError, match=message): Lattice(features)

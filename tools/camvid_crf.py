@@ -14,7 +14,7 @@ import torch
 from semseg_course.boundaries import BoundaryIoU, TrimapScores
 from semseg_course.cli import DRAWN, open_data, open_run
 from semseg_course.crf import dense_crf
-from semseg_course.crf_search import DEFAULTS, crf_settings, search_crf
+from semseg_course.crf_search import DEFAULTS, GRID, crf_settings, search_crf
 from semseg_course.losses import spatial_softmax
 from semseg_course.metrics import ConfusionMatrix, class_maximum, iou, mean_iou, pixel_accuracy
 from semseg_course.profiles import project_root, read_json, write_result
@@ -22,6 +22,7 @@ from semseg_course.training import image_scores
 
 NOTE = ("The network was trained on the images of the search. It is surer and better there than on new images, "
         "so the search sees surer probabilities than the CRF will meet, and its mIoU flatters.")
+WIDE = GRID | dict(colour_srgb=(1, 2, *GRID["colour_srgb"]))  # so that no search ends at the edge of its grid
 
 
 def size_for(options: dict): return None if options["data"] in DRAWN else options["size"]
@@ -63,7 +64,7 @@ def searched(network, options: dict, images: int, evaluations: int, seed: int) -
     chosen = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, images)})
     images, labels = zip(*(dataset[i] for i in chosen))
     beliefs = [probabilities(network, image, size_for(options)) for image in images]
-    found = search_crf(images, beliefs, labels, len(dataset.classes), evaluations=evaluations, seed=seed)
+    found = search_crf(images, beliefs, labels, len(dataset.classes), grid=WIDE, evaluations=evaluations, seed=seed)
     names = [dataset.names[i] if hasattr(dataset, "names") else i for i in chosen]
     about = dict(images=names, split="train", note=NOTE, evaluations=len(found.tried), seed=seed, miou=found.miou)
     seconds = round(time.perf_counter() - start, 2)

@@ -8,10 +8,11 @@ __all__ = ['DeconvNet']
 # %% ../../../nbs/tf/11_deconvnet.ipynb #0eed2c69
 import keras
 import tensorflow as tf
-from keras import layers, ops
+from keras import layers
 
 from ..backbones import STAGES, conv2d, init_weights, scaled, vgg_features
-from ..upsample import max_pool_with_indices, max_unpool
+from .segnet import encode
+from ..upsample import max_unpool
 from ..weights import CroppedConv2DTranspose, batch_norm, keras_slots
 
 # %% ../../../nbs/tf/11_deconvnet.ipynb #a94b3585
@@ -78,27 +79,12 @@ class DeconvNet(keras.Model):
 
     def call(self, image: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         self._check(image, training)
-        x, pools = self.encode(image, training)  # n, h/32, w/32, 512
+        x, pools = encode(self.features, image, ceil_mode=False, training=training)  # n, h/32, w/32, 512
         x = self.mirror(self.classifier(x, training=training), training=training)  # through vectors, and back
         for stage in self.decoder:
             indices, size = pools.pop()
             x = stage(max_unpool(x, indices, size), training=training)
         return self.score(x)
-
-    def encode(
-        self,
-        image: tf.Tensor,  # (n, h, w, 3)
-        training: bool | None = None,  # None: as the model that is calling
-    ) -> tuple[tf.Tensor, list[tuple]]:  # the last map; each pool's places and the size it met
-        "The way down."
-        x, pools = image, []
-        for layer in self.features.layers:
-            if isinstance(layer, layers.MaxPooling2D):
-                size = tuple(ops.shape(x)[1:3])
-                x, indices = max_pool_with_indices(x)
-                pools.append((indices, size))
-            else: x = layer(x, training=training)
-        return x, pools
 
     def _check(self, image: tf.Tensor, training: bool | None):
         "Raise for an image that the window does not fit into, or that leaves batch norm a single number."

@@ -74,10 +74,9 @@ def filter_maps(
     """
     ones, powers = torch.ones(image[..., :1].numel(), 1, dtype=dtype, device=image.device), NORMALIZATIONS[normalization]
     sums = gaussian_sums(kernel, image, dtype=dtype)
-    lattice = sums if isinstance(sums, Lattice) else None
-    before, after = map((lattice.filter if lattice else sums)(ones).pow, (-p for p in powers))
-    if not lattice: return lambda v: sums(v * before).mul_(after), lambda g: sums(g * after).mul_(before)  # symmetric
-    return lattice.scaled(before, after).filter, partial(lattice.scaled(after, before).filter, reverse=True)
+    before, after = map(sums(ones).pow, (-p for p in powers))
+    if isinstance(sums, Lattice): return sums.scaled(before, after), partial(sums.scaled(after, before), reverse=True)
+    return lambda v: sums(v * before).mul_(after), lambda g: sums(g * after).mul_(before)  # a symmetric matrix
 
 # %% ../nbs/15c_crf_as_rnn.ipynb #abc25c8a
 def filter_layer(

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from semseg_course.crf import (
-    KERNELS, Kernel, dense_crf, label_compatibility, mean_field_step, normalized, unary_energy,
-)
+from .crf import KERNELS, Kernel, check_input, label_compatibility, mean_field, normalized, unary_energy
 
 # %% ../nbs/15d_guided_filter.ipynb #433be380
 def box_mean(
@@ -147,8 +145,7 @@ def _one_conv_crf(image, probabilities, size, kernels, iterations, normalization
     unary = unary_energy(p)
     terms = [(normalized(window_filter(kernel, image, size, p.dtype), p.new_ones(len(p), 1), normalization),
               label_compatibility(kernel.compat, p.shape[1], p)) for kernel in kernels]
-    q = torch.softmax(-unary, 1)
-    for _ in range(iterations): q = mean_field_step(q, unary, terms)
+    q = mean_field(unary, terms, iterations)
     return q.T.reshape(probabilities.shape).to(probabilities.dtype)
 
 
@@ -170,9 +167,7 @@ def conv_crf(
     """
     if not isinstance(size, (int, np.integer)) or size < 1 or size % 2 == 0:
         raise ValueError(f"size must be whole pixels, odd and at least 1; got {size!r}. A window has a middle.")
-    dense_crf(image, probabilities, kernels=(), iterations=min(iterations, 0))  # looks the input over, no more
-    images, p = _tensor(image), _tensor(probabilities)
-    if p.ndim == 3: images, p = images[None], p[None]
-    each = [_one_conv_crf(i.to(p.device), q, size, kernels, iterations, normalization) for i, q in zip(images, p)]
+    images, p, _ = check_input(image, probabilities, iterations=iterations)
+    each = [_one_conv_crf(*pair, size, kernels, iterations, normalization) for pair in zip(images, p)]
     result = torch.stack(each).view(probabilities.shape)
     return result.numpy() if isinstance(probabilities, np.ndarray) else result

@@ -222,6 +222,8 @@ class Lattice:
         x = self.slice(self.blur(self.splat(x.to(self.weights.dtype)), reverse))
         return x.numpy() if isinstance(values, np.ndarray) else x
 
+    __call__ = filter
+
     def scaled(self, before: Tensor, after: Tensor) -> "Lattice":
         "The lattice whose filter multiplies its values by before and its sums by after, (n, 1), at no further cost."
         other = copy(self)
